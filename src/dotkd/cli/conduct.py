@@ -1,0 +1,89 @@
+"""Carries out a plan in front of the user: workers, progress, tables, pictures, the sentence, the exit code."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import typer
+
+from dotkd.cli import campaign, failures
+from dotkd.cli.campaign import Plan
+from dotkd.cli.console import progress, results, say
+from dotkd.cli.tables import show_comparison
+from dotkd.cli.watch import Watch
+from dotkd.evidence.comparison import NO_DISTILLATION, make_rows
+from dotkd.evidence.jobs import INTERRUPTED, Ending, StopFlag, run_jobs
+from dotkd.evidence.lock import alone
+from dotkd.evidence.runs import read_run
+from dotkd.evidence.verdict import verdict
+
+
+def conduct(plan: Plan, workers: int | None) -> None:
+    """Runs what is still to be run and reports; raises typer.Exit where that did not all go well.
+
+    Raises ValueError for a folder that holds something else or is in use.
+    """
+    campaign.claim(plan)
+    remarks = progress()
+    lock = plan.out / campaign.LOCK
+
+    def waiting() -> None:
+        say(remarks, f"waiting for the workers of another comparison in {plan.out} to save and end")
+
+    with StopFlag().caught() as flag, alone(lock, waiting=waiting):
+        jobs = campaign.make_jobs(plan)
+        total = len(plan.cells) * len(plan.seeds) + (plan.teacher is not None)
+        count = workers if workers is not None else campaign.default_workers(plan.config)
+        if len(jobs) < total:
+            say(remarks, f"{total - len(jobs)} of {total} runs in {plan.out} are finished already")
+        with Watch(remarks, jobs, lambda: campaign.rows_of(plan)) as watch:
+            endings = run_jobs(
+                jobs,
+                campaign.work,
+                workers=count,
+                flag=flag,
+                started=watch.started,
+                ended=watch.ended,
+                tick=watch.tick,
+                held=lock,
+            )
+    with suppress(OSError):
+        (plan.out / campaign.LOGS).rmdir()  # where nothing was printed
+    outcome = campaign.worst(endings.values())
+    if outcome == INTERRUPTED:
+        done = sum(ending.outcome in ("done", "diverged") for ending in endings.values()) + total - len(jobs)
+        raise failures.leave(
+            failures.INTERRUPTED,
+            f"interrupted: {done} of {total} runs are finished, the others will continue from their checkpoints: "
+            "give the same command again",
+        )
+    _report(plan)
+    if outcome is not None:
+        raise failures.leave(failures.FAILURE, _failures(endings))
+    if plan.teacher is not None and read_run(plan.teacher).diverged:
+        raise failures.leave(
+            failures.DIVERGED, f"the teacher diverged ({plan.teacher}): nothing can be distilled from it"
+        )
+
+
+def _report(plan: Plan) -> None:
+    runs = plan.runs()
+    rows = make_rows(plan.cells, runs)
+    # Files first: whoever stops reading the tables half-way (a closed pipe) has them all the same.
+    try:
+        written = campaign.write_results(plan, rows, runs)
+    except ModuleNotFoundError as error:
+        typer.echo(f"no pictures: {error}", err=True)
+        written = campaign.number_files(plan)
+    out = results()
+    show_comparison(out, rows, title=plan.name)
+    names = {cell.name for cell in plan.cells}
+    for method in dict.fromkeys(cell.method for cell in plan.cells):
+        if method != NO_DISTILLATION and {method, f"{method}+dot"} <= names:
+            say(out, f"\n{verdict(runs, method=method)}")
+    say(out, "\nwritten: " + ", ".join(str(path) for path in written))
+
+
+def _failures(endings: dict[str, Ending]) -> str:
+    bad = [f"  {name}: {e.outcome}: {e.reason}" for name, e in endings.items() if e.outcome in ("failed", "blocked")]
+    return f"{len(bad)} runs did not end (the same command tries them again):\n" + "\n".join(bad)

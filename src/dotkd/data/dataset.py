@@ -1,0 +1,213 @@
+"""What every source returns: three splits, their channel statistics and a fingerprint.
+
+The splits are a property of the data, never of a run: what is held out is drawn with a constant seed, so two
+runs with different seeds are judged on the same samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dotkd.data.images import Images
+
+SplitName = Literal["train", "val", "test"]
+
+# Enough for a mean and a deviation to three digits; one bound keeps start-up short where images are decoded
+# lazily.
+_STATISTICS_SAMPLES = 4096
+_STATISTICS_BLOCK = 256
+
+
+class Split(NamedTuple):
+    """`inputs[index]`, with `index` an int64 tensor (B,), is a batch (B, *input_shape), uint8 or float32;
+    targets (N,) int64."""
+
+    inputs: Tensor | Images
+    targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits and what a trainer must know about them.
+
+    input_shape: (D,), (C, L) or (C, H, W). mean, std: float32, one value a channel (the first dimension of
+    input_shape), measured on the training split after uint8 has been scaled to [0, 1]; the std of a constant
+    channel is 1. fingerprint: 64 hex digits that change with the samples, their labels or their order in the
+    splits.
+
+    Raises ValueError for a split that is empty, has labels outside 0..num_classes-1, or is of another shape.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2 or len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name}: expected at least 2 classes and a name for each, "
+                f"got {self.num_classes} classes and {len(self.class_names)} names"
+            )
+        for title, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            self._check(title, split)
+
+    def _check(self, title: str, split: Split) -> None:
+        targets, shape = split.targets, tuple(split.inputs.shape)
+        if targets.dtype != torch.int64 or targets.dim() != 1:
+            raise ValueError(
+                f"{self.name}: expected int64 labels of shape (N,) in {title}, got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}"
+            )
+        if len(targets) == 0:
+            raise ValueError(f"{self.name}: the {title} split has no samples")
+        if shape != (len(targets), *self.input_shape):
+            raise ValueError(
+                f"{self.name}: expected inputs of shape {(len(targets), *self.input_shape)} in {title}, "
+                f"got {shape}"
+            )
+        wrong = ((targets < 0) | (targets >= self.num_classes)).nonzero()
+        if len(wrong) > 0:
+            position = int(wrong[0])
+            raise ValueError(
+                f"{self.name}: expected labels in 0..{self.num_classes - 1}, "
+                f"got {int(targets[position])} at position {position} of {title}"
+            )
+
+
+def assemble(
+    name: str, *, train: Split, val: Split, test: Split, class_names: Sequence[str], fingerprint: str
+) -> Dataset:
+    """The Dataset of three splits, with shape and statistics taken from the training split."""
+    mean, std = channel_statistics(train.inputs)
+    return Dataset(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        num_classes=len(class_names),
+        input_shape=tuple(train.inputs.shape[1:]),
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint,
+    )
+
+
+def to_unit(inputs: Tensor) -> Tensor:
+    """float32 inputs as they are, uint8 ones scaled from 0..255 to [0, 1]."""
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+
+
+def hold_out(targets: Tensor, share: float, *, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Positions (kept, held), each ascending: of every class a fixed random `share`, at least one sample on
+    either side.
+
+    targets: (N,) int64. Raises ValueError for a class with fewer than two samples.
+    """
+    # The legacy generator: the only one whose stream numpy promises never to change.
+    generator = np.random.RandomState(0)
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = (targets == label).nonzero().flatten()
+        if len(members) < 2:
+            raise ValueError(
+                f"cannot hold out {share:.0%} of class '{name}': expected at least 2 samples, "
+                f"{len(members)} left in the training split"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen = torch.as_tensor(generator.permutation(len(members))[:count])
+        held[members[chosen]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def complete(
+    targets: Mapping[str, Tensor], validation: float, *, class_names: Sequence[str]
+) -> dict[str, tuple[str, Tensor]]:
+    """Of each of "train", "val" and "test": which stored split its samples come from, and their positions
+    there.
+
+    targets: the labels (N,) of "train" and of those of "val" and "test" that are stored. One that is not is
+    held out of "train": the share `validation` of what "train" has at first, class by class.
+    """
+    positions = {title: torch.arange(len(labels)) for title, labels in targets.items()}
+    parts = {title: (title, index) for title, index in positions.items()}
+    share = validation
+    for title in ("test", "val"):
+        if title not in parts:
+            remaining = parts["train"][1]
+            kept, held = hold_out(targets["train"][remaining], share, class_names=class_names)
+            parts["train"], parts[title] = ("train", remaining[kept]), ("train", remaining[held])
+            share = validation / (1 - validation)
+    return parts
+
+
+def complete_arrays(
+    stored: Mapping[str, tuple[Tensor, Tensor]], validation: float, *, class_names: Sequence[str]
+) -> dict[str, Split]:
+    """`complete` for (inputs, targets) in memory, in the order train, val, test."""
+    parts = complete(
+        {title: labels for title, (_, labels) in stored.items()}, validation, class_names=class_names
+    )
+    splits: dict[str, Split] = {}
+    for title in ("train", "val", "test"):
+        source, index = parts[title]
+        inputs, labels = stored[source]
+        splits[title] = Split(inputs[index], labels[index])
+    return splits
+
+
+def channel_statistics(inputs: Tensor | Images) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (population) of each channel, float32, over at most 4096 samples spread
+    evenly.
+
+    inputs: (N, C, ...). Blocks are merged as by Chan, Golub and LeVeque (1983), so that a large mean costs no
+    digits.
+    """
+    samples, channels = inputs.shape[0], inputs.shape[1]
+    chosen = torch.arange(min(samples, _STATISTICS_SAMPLES)) * samples // min(samples, _STATISTICS_SAMPLES)
+    mean = torch.zeros(channels, dtype=torch.float64)
+    squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared distances from the mean
+    count = 0
+    for first in range(0, len(chosen), _STATISTICS_BLOCK):
+        block = (
+            to_unit(inputs[chosen[first : first + _STATISTICS_BLOCK]]).double().transpose(0, 1).flatten(1)
+        )  # (C, values)
+        size = block.shape[1]
+        block_var, block_mean = torch.var_mean(block, dim=1, correction=0)
+        shift = block_mean - mean
+        squares += block_var * size + shift**2 * (count * size / (count + size))
+        mean += shift * (size / (count + size))
+        count += size
+    std = (squares / count).sqrt()
+    # Rounding leaves a constant channel a deviation near 1e-17 of its value; dividing by that would amplify
+    # noise.
+    constant = std <= torch.finfo(torch.float32).eps * mean.abs()
+    return mean.float(), std.masked_fill(constant, 1.0).float()
+
+
+def content_fingerprint(*splits: Split) -> str:
+    """sha256 over dtype, shape and bytes of the inputs (which must be in memory) and targets of `splits`, in
+    order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for tensor in split:
+            assert isinstance(tensor, Tensor), "images on disk are fingerprinted by path and size"
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

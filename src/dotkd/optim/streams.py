@@ -1,0 +1,282 @@
+"""Named gradient streams: several losses, one model, and each loss's gradient kept apart.
+
+An ordinary optimizer sees the gradient of the sum. A :class:`StreamOptimizer` sees one gradient per named loss (a
+*stream*), so that a subclass can give every stream its own momentum. The rules that all subclasses share live here:
+
+* ``backward(task=..., distill=...)`` runs one backward pass per stream and adds to what is there, so micro-batches
+  accumulate. ``join(...)`` is the same thing as one scalar whose ordinary ``.backward()`` does it.
+* ``p.grad`` holds the *sum* of the streams, the gradient that any other tool expects to find. If such a tool rescales
+  it as a whole (``clip_grad_norm_``, ``GradScaler.unscale_``), every stream follows by the same factor. Any other
+  change of ``p.grad`` is refused, because no stream would know of it.
+* A step in which any stream is not finite is skipped: no parameter and no buffer changes. The decision is taken on the
+  device, so nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch._functorch.config as functorch_config
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dotkd.optim.gradients import Fresh, StreamGradients
+
+
+class _Join(torch.autograd.Function):
+    """The sum of the losses; its backward fills the streams.
+
+    The losses travel inside a mapping, out of autograd's sight: were they inputs, the engine would walk on into graphs
+    that the streams' own backward passes have just freed. ``anchor`` only makes the result require grad.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, optimizer: StreamOptimizer, losses: Mapping[str, Tensor]) -> Tensor:
+        ctx.optimizer, ctx.losses = optimizer, losses
+        wide = [loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) for loss in losses.values()]
+        return torch.stack(wide).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The incoming gradient carries whatever the caller multiplied the joined loss by (a loss scale, 1 / steps).
+        ctx.optimizer._fill(ctx.losses, grad_outputs[0])
+        return None, None, None
+
+
+class StreamOptimizer(torch.optim.Optimizer, ABC):
+    """Base of the optimizers that keep one gradient per named loss. Subclasses implement ``_update``."""
+
+    # GradScaler then hands over its scale and its overflow flag instead of reading the flag on the host.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: Any, defaults: dict[str, Any], streams: Sequence[str]) -> None:
+        # A compiled model frees ("donates") buffers in its first backward that the second one still needs.
+        functorch_config.donated_buffer = False
+        self._streams = tuple(streams)
+        self._gradients = StreamGradients()
+        self._bad_losses: Tensor | None = None  # (): how many losses were not finite since zero_grad()
+        self._skips: Tensor | None = None  # (2,): steps skipped in all, and in a row
+        super().__init__(params, defaults)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of the streams, in the order in which their backward passes run."""
+        return self._streams
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped because a gradient was not finite. Reading it waits for the device."""
+        return 0 if self._skips is None else int(self._skips[0])
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps skipped since the last one that was taken. Reading it waits for the device."""
+        return 0 if self._skips is None else int(self._skips[1])
+
+    def stream_grad(self, param: Tensor, stream: str) -> Tensor | None:
+        """The gradient of one stream for ``param``, or None where that stream did not reach it."""
+        self._check_names([stream])
+        return self._gradients.of.get(param, {}).get(stream)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; a group that breaks a rule is refused before it is added."""
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, set)):  # torch refuses a set, whose order is not defined
+            params = param_group["params"] = list(params)
+        for entry in [params] if isinstance(params, Tensor) else params:
+            tensor = entry[1] if isinstance(entry, tuple) else entry
+            if isinstance(tensor, Tensor) and tensor.is_complex():
+                raise TypeError(f"expected real parameters, got one of dtype {tensor.dtype}")
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def backward(self, **losses: Tensor) -> None:
+        """Fill every stream from its own loss: one backward pass per stream through the shared graph.
+
+        Gradients add up until ``zero_grad()``. If a backward pass fails midway, everything is as it was before.
+
+        Raises:
+            ValueError: a stream is missing or unknown, or a loss is not a scalar.
+            RuntimeError: a loss does not require grad, or reaches no parameter of this optimizer.
+        """
+        self._fill(self._checked(losses), None)
+
+    def join(self, **losses: Tensor) -> Tensor:
+        """The sum of the losses as one scalar whose ordinary ``.backward()`` fills every stream.
+
+        For code that must call ``loss.backward()`` itself: GradScaler, Accelerate, trainers. Whatever factor the result
+        is multiplied by reaches every stream. Raises as :meth:`backward` does.
+        """
+        checked = self._checked(losses)
+        anchor = torch.zeros((), device=checked[self._streams[0]].device, requires_grad=True)
+        return cast("Tensor", _Join.apply(anchor, self, checked))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of every stream, and their sum in ``p.grad``."""
+        super().zero_grad(set_to_none)
+        self._gradients.clear()
+        self._bad_losses = None
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float | Tensor) -> Tensor:
+        """Scale all streams by one factor so that the global 2-norm of their *sum* is at most ``max_norm``.
+
+        Returns the norm before clipping, shape (). Under a GradScaler whose ``unscale_`` was not called, pass
+        ``scaler.scale(max_norm)``: everything here is still scaled then.
+        """
+        if not isinstance(max_norm, Tensor) and not max_norm > 0:
+            raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
+        self._gradients.follow(self._params())
+        total = torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None])
+        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        for (device, _), grads in self._gradients.tensors(with_sum=True).items():
+            torch._foreach_mul_(grads, factor.to(device))
+        self._gradients.remember()
+        return total
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the parameters once from all streams, or skip the step if any gradient is not finite.
+
+        Raises:
+            RuntimeError: no stream was filled since the last ``zero_grad()``, or ``p.grad`` was changed otherwise than
+                by a common factor.
+            ValueError: a hyper-parameter was changed to a value that its rule forbids.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        overflow: Tensor | None = getattr(self, "found_inf", None)
+        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale.
+        self._gradients.follow(self._params(), look=overflow is not None and scale is None)
+        if not self._gradients.of:
+            raise RuntimeError(f"step() before backward(): the streams {', '.join(self._streams)} hold no gradient")
+        for group in self.param_groups:
+            self._check_group(group)
+        found = self._find_non_finite(scale, overflow)
+        for group in self.param_groups:
+            self._update(group, found)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded."""
+        params = self._params()
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, p in zip(saved, params, strict=False):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != p.shape:
+                    raise ValueError(
+                        f"state {name!r} of parameter {index} has shape {tuple(value.shape)}, expected {tuple(p.shape)}"
+                    )
+        for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            if missing := sorted(set(self.defaults) - set(theirs)):
+                raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
+            self._check_group({**ours, **theirs})
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_streams", "_gradients", "_bad_losses", "_skips")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    # --- for subclasses ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError if a hyper-parameter breaks its rule. Runs on construction and before every step."""
+
+    @abstractmethod
+    def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
+        """Update the group's parameters; ``found[device]`` is 1 where the step must be skipped, else 0, shape ()."""
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._streams:
+                near = difflib.get_close_matches(name, self._streams, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown stream {name!r}, expected {', '.join(self._streams)}{hint}")
+
+    def _checked(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._check_names(losses)
+        if missing := [name for name in self._streams if name not in losses]:
+            raise ValueError(f"a step needs every stream: missing {', '.join(missing)}")
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"expected a tensor for stream {name!r}, got {type(loss).__name__}")
+            if loss.dim():
+                raise ValueError(f"expected a scalar loss for stream {name!r}, got shape {tuple(loss.shape)}")
+            if not loss.requires_grad:
+                raise RuntimeError(f"the loss of stream {name!r} does not require grad: was it detached?")
+        return {name: losses[name] for name in self._streams}
+
+    @torch.no_grad()
+    def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
+        self._gradients.follow(self._params())
+        params = [p for p in self._params() if p.requires_grad]
+        held = [p.grad for p in params]
+        fresh: dict[str, list[Tensor | None]] = {}
+        last = self._streams[-1]
+        try:
+            # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
+            # optimizer collect the sum, as after an ordinary backward().
+            for name, loss in losses.items():
+                for p in params:
+                    p.grad = None
+                torch.autograd.backward(
+                    loss, None if scale is None else scale.to(loss.dtype), retain_graph=name != last
+                )
+                fresh[name] = [p.grad for p in params]
+        except RuntimeError as error:
+            if "donated buffer" in str(error):
+                raise RuntimeError(
+                    "the model was compiled and run before this optimizer existed, so its graph serves one backward "
+                    "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
+                ) from error
+            raise
+        finally:
+            for p, grad in zip(params, held, strict=True):
+                p.grad = grad
+        self._refuse_unusable(fresh)
+        bad = [(~loss.detach().isfinite()).float() for loss in losses.values()]
+        self._bad_losses = torch.stack(bad if self._bad_losses is None else [*bad, self._bad_losses]).sum()
+        self._gradients.add(params, fresh)
+
+    def _refuse_unusable(self, fresh: Fresh) -> None:
+        for name, grads in fresh.items():
+            present = [grad for grad in grads if grad is not None]
+            if not present:
+                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer")
+            if any(grad.is_sparse for grad in present):
+                raise TypeError(f"stream {name!r} has a sparse gradient, expected dense: use Embedding(sparse=False)")
+
+    def _find_non_finite(self, scale: Tensor | None, overflow: Tensor | None) -> dict[torch.device, Tensor]:
+        """Unscale all gradients if a scaler asks for it, and flag the step if any of them is not finite."""
+        table = self._gradients.tensors(with_sum=scale is not None)
+        home = next(iter(table))[0]
+        found = torch.zeros((), device=home)
+        if self._bad_losses is not None:
+            found = self._bad_losses.to(home).clamp(max=1.0)
+        if overflow is not None:
+            found = torch.maximum(found, overflow.to(home).reshape(()))
+        inverse = torch.ones((), device=home) if scale is None else scale.to(home).double().reciprocal().float()
+        for (device, _), grads in table.items():
+            flag = torch.zeros((), device=device)
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, inverse.to(device))
+            found = torch.maximum(found, flag.to(home))
+        if self._skips is None:
+            self._skips = torch.zeros(2, device=home)
+        self._skips.add_(found)
+        self._skips[1].mul_(found)
+        self._gradients.remember()
+        return {device: found.to(device) for device, _ in table}

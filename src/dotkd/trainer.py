@@ -1,0 +1,425 @@
+"""The one training loop: any student, with or without a teacher, by SGD, DOT, their controls or their AdamW forms."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dotkd import checkpoint, data, models
+from dotkd.checkpoint import save_weights, write_atomically
+from dotkd.config import Config
+from dotkd.data import Augment, Batch, SplitName
+from dotkd.distiller import Distiller, logits_of, refuse_non_finite
+from dotkd.evaluation import predict, score
+from dotkd.metrics import Display, Log, Means, to_json
+from dotkd.provenance import provenance
+from dotkd.randomness import random_state, restore_random_state, seed_everything
+from dotkd.schedule import learning_rate, plan
+from dotkd.signals import StopRequest, stop_on_signal
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped the run at a step boundary; its checkpoint is saved."""
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had a gradient that is not finite; the text says where."""
+
+
+class RunExists(ValueError):
+    """The output folder holds another run."""
+
+
+class Trainer:
+    """Trains ``config.student`` and leaves a run folder that needs no library to be read.
+
+    The folder holds ``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``student.safetensors`` (the weights after
+    the last epoch), ``student_val_selected.safetensors`` (after the epoch of the best validation accuracy),
+    ``student_ema.safetensors`` (with ``ema``), ``checkpoints/``, and ``teacher/``, a run folder of its own, where the
+    teacher was trained here. With ``method: none`` a teacher given by ``teacher_weights`` is only measured against.
+
+    Args:
+        out: the run folder.
+        display: where a person watches; None for silence.
+        resuming: go on with the run that ``out`` holds instead of refusing it.
+
+    Raises:
+        RunExists: ``out`` holds a run already.
+        ValueError: data, models and config do not fit together.
+    """
+
+    def __init__(
+        self, config: Config, out: str | Path, *, display: Display | None = None, resuming: bool = False
+    ) -> None:
+        self.config, self.out, self._display = config, Path(out).expanduser(), display
+        if not resuming and (self.out / "config.yaml").exists():
+            raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = _device(config.device)
+        self.dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
+        self._augment: Augment = _augmentation(config)
+        self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
+        seed_everything(config.seed, self.device)
+        self.student = self._build(config.student, config.student_options)
+        if config.student_weights:
+            models.load_weights(self.student, config.student_weights)
+        self.teacher = self._build(config.teacher, config.teacher_options) if _has_teacher(config) else None
+        self._plan = plan(config, self.student.parameters())
+        compiled = torch.compile(self.student) if config.compile else self.student
+        self._forward = cast("nn.Module", compiled)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        average = get_ema_multi_avg_fn(config.ema) if config.ema else None
+        self._ema = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True) if average else None
+        self._clip = torch.tensor(config.clip_norm, device=self.device) if config.clip_norm else None
+        self._means = Means(self.device)
+        self._targets = {split: getattr(self.dataset, split).targets for split in _SPLITS}
+        self._distiller: Distiller | None = None
+        self._teacher_logits: dict[str, Tensor] = {}
+        self._step = self._epoch = self._skipped_before = 0
+        self._seconds = 0.0
+        self._history: list[dict[str, Any]] = []  # the evaluation of every epoch so far
+
+    @classmethod
+    def resume(cls, out: str | Path, *, display: Display | None = None) -> Trainer:
+        """The trainer of the run in ``out``; its ``fit()`` goes on to the same bits as if it had never stopped.
+
+        Raises:
+            FileNotFoundError: ``out`` holds no run.
+        """
+        path = Path(out).expanduser() / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} holds no run: it has no config.yaml")
+        return cls(Config.from_sources(path), out, display=display, resuming=True)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, or on from the newest checkpoint; returns what ``summary.json`` holds.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM arrived; :meth:`resume` continues.
+            Diverged: ``max_skips`` steps in a row were skipped.
+            CheckpointError: the disk refused a file, or every checkpoint is damaged.
+        """
+        if (self.out / "summary.json").exists():
+            return json.loads((self.out / "summary.json").read_text())
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / "config.yaml", self.config.to_yaml())
+        self._prepare_teacher()
+        seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
+        kept = self._restore()
+        log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
+        if self._display:
+            title = f"{self.config.student}, {self.config.method}, {self.config.trainer}"
+            self._display.start(title, steps=self._steps_per_epoch * self.config.epochs, done=self._step)
+        try:
+            with stop_on_signal() as stop:
+                while self._epoch < self.config.epochs:
+                    self._train_epoch(log, stop)
+                    self._end_epoch(log)
+                    self._save(log)
+            return self._finish("done")
+        except Diverged:
+            self._finish("diverged")
+            raise
+        finally:
+            log.close()
+            if self._display:
+                self._display.stop()
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, log: Log, stop: StopRequest) -> None:
+        config = self.config
+        epoch_batches = data.batches(
+            self.dataset,
+            "train",
+            batch_size=config.batch_size,
+            epoch=self._epoch,
+            seed=config.seed,
+            start=self._step - self._epoch * self._steps_per_epoch,
+            shuffle=True,
+            drop_last=True,
+            augment=self._augment,
+            device=self.device,
+        )
+        self.student.train()
+        began, first = time.monotonic(), self._step
+        for batch in epoch_batches:
+            self._train_step(batch)
+            self._step += 1
+            if self._display:
+                self._display.step()
+            if self._log_due():
+                now = time.monotonic()
+                self._write_means(log, (self._step - first) * config.batch_size / (now - began), batch)
+                self._seconds += now - began
+                began, first = now, self._step
+            if stop or (config.checkpoint_every and self._step % config.checkpoint_every == 0):
+                self._seconds += time.monotonic() - began
+                self._save(log)
+                began, first = time.monotonic(), self._step
+            if stop:
+                raise Interrupted(f"{stop.name} at step {self._step}: saved; `dotkd resume {self.out}` continues")
+
+    def _log_due(self) -> bool:
+        """About every ``log_every`` steps, such that the records divide an epoch evenly and the last one closes it."""
+        records = max(1, round(self._steps_per_epoch / self.config.log_every))
+        done = self._step - self._epoch * self._steps_per_epoch
+        return done * records // self._steps_per_epoch > (done - 1) * records // self._steps_per_epoch
+
+    def _train_step(self, batch: Batch) -> None:
+        """One optimizer step. Nothing here may wait for the device."""
+        config, optimizer = self.config, self._plan.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, self._step, self._steps_per_epoch)
+        for inputs, targets, index in zip(*(part.chunk(config.accumulate) for part in batch), strict=True):
+            with self._autocast():
+                task, distill, logits = self._losses(inputs, targets, index)
+            loss = optimizer.join(**self._plan.streams(task, distill))
+            self._scaler.scale(loss * (len(targets) / len(batch.targets))).backward()
+            self._means.add(task, distill, logits, targets)
+        if self._clip is not None:
+            optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad()
+        if self._ema:
+            self._ema.update_parameters(self.student)
+
+    def _losses(self, inputs: Tensor, targets: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        if self._distiller is None or self.config.method == "none":
+            logits = logits_of(self._forward(inputs))
+            task = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+            return task, None, logits
+        known = self._teacher_logits.get("train")
+        return self._distiller(inputs, targets, None if known is None else known[index.to(self.device)])
+
+    def _write_means(self, log: Log, rate: float, batch: Batch) -> None:
+        optimizer = self._plan.optimizer
+        task, distill, accuracy, _ = self._means.read()
+        log.write(
+            {
+                "kind": "train",
+                "step": self._step,
+                "epoch": self._epoch + 1,
+                "task_loss": task,
+                "distill_loss": None if self.config.method == "none" else distill,
+                "accuracy": accuracy,
+                "lr": optimizer.param_groups[0]["lr"],
+                "images_per_second": rate,
+                "skipped_steps": self._skipped_before + optimizer.skipped_steps,
+            }
+        )
+        if optimizer.skipped_in_a_row >= self.config.max_skips:
+            raise Diverged(self._diagnosis(batch))
+
+    def _end_epoch(self, log: Log) -> None:
+        self._epoch += 1
+        record: dict[str, Any] = {"kind": "eval", "step": self._step, "epoch": self._epoch}
+        record |= {split: self._scores(self.student, split) for split in ("val", "test")}
+        if self._ema:
+            record["ema"] = {split: self._scores(self._ema.module, split) for split in ("val", "test")}
+        self._history.append(record)
+        log.write(record)
+        if _best(self._history) is record:
+            save_weights(self.out / "student_val_selected.safetensors", self.student.state_dict())
+
+    # --- teacher and scores -----------------------------------------------------------------------------------------
+
+    def _prepare_teacher(self) -> None:
+        config = self.config
+        if self.teacher is None:
+            return
+        weights = config.teacher_weights or teacher_run(config, self.out / "teacher", display=self._display)
+        models.load_weights(self.teacher, weights)
+        self._distiller = Distiller(
+            self._forward,
+            self.teacher,
+            "kd" if config.method == "none" else config.method,
+            temperature=config.temperature,
+            label_smoothing=config.label_smoothing,
+            options=config.method_options,
+            checks=False,  # data and teacher are checked here, once; in the loop it would make the host wait
+        )
+        # Without augmentation every epoch shows the teacher the same view: then its answers are computed once.
+        for split in _SPLITS if self._augment == "none" else ("val", "test"):
+            self._teacher_logits[split] = self._predict(self.teacher, split)
+            refuse_non_finite(self._teacher_logits[split])
+
+    def _predict(self, model: nn.Module, split: SplitName) -> Tensor:
+        return predict(model, self.dataset, split, batch_size=max(256, self.config.batch_size), device=self.device)
+
+    def _scores(self, model: nn.Module, split: SplitName) -> dict[str, float | None]:
+        teacher = self._teacher_logits.get(split)
+        if teacher is None and self.teacher is not None:
+            teacher = self._predict(self.teacher, split)
+        return score(self._predict(model, split), self._targets[split], self._distiller, teacher)._asdict()
+
+    def _build(self, spec: str, options: dict[str, Any]) -> nn.Module:
+        classes, shape = self.dataset.num_classes, self.dataset.input_shape
+        model = models.build(spec, num_classes=classes, input_shape=shape, options=options).to(self.device)
+        first = next(data.batches(self.dataset, "val", batch_size=2, device=self.device))
+        with torch.no_grad():
+            logits = logits_of(model.eval()(first.inputs))
+        if logits.shape != (len(first.targets), classes):
+            raise ValueError(
+                f"expected {spec} to give logits of shape (N, {classes}) for {self.config.data}, "
+                f"got {tuple(logits.shape)}"
+            )
+        return model
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.precision
+        return torch.autocast(self.device.type, _PRECISIONS[precision], enabled=precision != "fp32")
+
+    # --- what is saved ----------------------------------------------------------------------------------------------
+
+    def _save(self, log: Log) -> None:
+        state = {
+            "optimizer": self._plan.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema": self._ema.state_dict() if self._ema else None,
+            "random": random_state(self.device),
+            "means": self._means.sums,
+            "epoch": self._epoch,
+            "history": self._history,
+            "seconds": self._seconds,
+            "skipped": self._skipped_before + self._plan.optimizer.skipped_steps,
+            "metrics": log.position,
+            "fingerprint": self.dataset.fingerprint,
+        }
+        checkpoint.save(self.out / "checkpoints", self._step, student=self.student.state_dict(), state=state)
+
+    def _restore(self) -> int:
+        """Load the newest whole checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
+        found = checkpoint.load_latest(self.out / "checkpoints")
+        if found is None:
+            return 0
+        state = found.state
+        if state["fingerprint"] != self.dataset.fingerprint:
+            raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")
+        self.student.load_state_dict(found.student)
+        self._plan.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._ema:
+            self._ema.load_state_dict(state["ema"])
+        self._means.sums.copy_(state["means"])
+        self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
+        self._seconds, self._skipped_before = state["seconds"], state["skipped"]
+        restore_random_state(state["random"], self.device)
+        return state["metrics"]
+
+    def _finish(self, status: str) -> dict[str, Any]:
+        save_weights(self.out / "student.safetensors", self.student.state_dict())
+        if self._ema:
+            save_weights(self.out / "student_ema.safetensors", self._ema.module.state_dict())
+        best = _best(self._history)
+        finals = {split: self._scores(self.student, split) for split in ("train", "test")}
+        teacher = self._teacher_logits.get("test")
+        summary = {
+            "status": status,
+            "trainer": self.config.trainer,
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "config": self.config.model_dump(),
+            "test_accuracy": {
+                "last": self._history[-1]["test"]["accuracy"] if self._history else None,
+                "val_selected": best["test"]["accuracy"] if best else None,
+                "best_of_test": max((r["test"]["accuracy"] for r in self._history), default=None),
+            },
+            "val_accuracy": {
+                "last": self._history[-1]["val"]["accuracy"] if self._history else None,
+                "best": best["val"]["accuracy"] if best else None,
+            },
+            "ema_test_accuracy": self._history[-1]["ema"]["test"]["accuracy"] if self._ema and self._history else None,
+            "losses": {s: {"task": v["task_loss"], "distill": v["distill_loss"]} for s, v in finals.items()},
+            "teacher_test_accuracy": None if teacher is None else score(teacher, self._targets["test"]).accuracy,
+            "seconds": self._seconds,
+            "steps": self._step,
+            "skipped_steps": self._skipped_before + self._plan.optimizer.skipped_steps,
+            "images_per_second": self._step * self.config.batch_size / self._seconds if self._seconds else None,
+            "parameters": {
+                "student": models.parameter_count(self.student),
+                "teacher": models.parameter_count(self.teacher) if self.teacher else None,
+            },
+            **provenance(self.device),
+        }
+        write_atomically(self.out / "summary.json", to_json(summary, indent=2) + "\n")
+        return summary
+
+    def _diagnosis(self, batch: Batch) -> str:
+        """Which loss and which layer are not finite, found on one batch."""
+        optimizer = self._plan.optimizer
+        since = self._step - optimizer.skipped_in_a_row + 1
+        text = f"{optimizer.skipped_in_a_row} steps in a row skipped since step {since}: "
+        task, distill, logits = self._losses(batch.inputs, batch.targets, batch.index)
+        for name, value in (
+            ("the task loss", task),
+            ("the distillation loss", distill),
+            ("the student's logits", logits),
+        ):
+            if value is not None and not bool(value.isfinite().all()):
+                text += f"{name} not finite; "
+        if distill is not None and self._distiller and "train" not in self._teacher_logits:
+            refuse_non_finite(self._distiller.teacher_logits(batch.inputs), batch.index)
+        optimizer.backward(**self._plan.streams(task, distill))
+        for stream in optimizer.streams:
+            for name, p in self.student.named_parameters():
+                grad = optimizer.stream_grad(p, stream)
+                if grad is not None and not bool(grad.isfinite().all()):
+                    optimizer.zero_grad()
+                    return f"{text}stream {stream!r} is not finite, first in {name}; lower lr, delta or clip_norm"
+        optimizer.zero_grad()
+        return f"{text}no single cause in float32; lower lr, delta or clip_norm, or use precision=bf16"
+
+
+def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:
+    """Train the teacher of ``config`` on its task loss in the run folder ``out``, or finish that; returns ``out``."""
+    teacher = config.replace(
+        student=config.teacher,
+        student_options=config.teacher_options,
+        student_weights=None,
+        method="none",
+        method_options={},
+        trainer="adamw" if "adamw" in config.trainer else "sgd",
+        epochs=config.teacher_epochs or config.epochs,
+        lr=config.teacher_lr or config.lr,
+        label_smoothing=0.0,
+        ema=None,
+    )
+    resuming = (out / "config.yaml").exists()
+    Trainer(teacher, out, display=display, resuming=resuming).fit()
+    return out
+
+
+def _has_teacher(config: Config) -> bool:
+    return config.method != "none" or config.teacher_weights is not None
+
+
+def _best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The epoch of the best validation accuracy; the first of equals."""
+    return max(history, key=lambda record: record["val"]["accuracy"], default=None)
+
+
+def _augmentation(config: Config) -> Augment:
+    if config.augment != "auto":
+        return config.augment
+    return "crop-flip" if config.data.startswith("imagefolder:") else "none"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: use device=cpu or device=auto")
+    return torch.device(name)
