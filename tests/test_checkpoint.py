@@ -69,6 +69,9 @@ def assert_same(actual: Any, expected: Any) -> None:
         assert len(actual) == len(expected)
         for one, other in zip(actual, expected, strict=True):
             assert_same(one, other)
+    elif type(expected) is int:
+        assert type(actual) is int
+        assert actual == expected  # some are too long for repr
     else:
         assert (type(actual), repr(actual)) == (type(expected), repr(expected))  # repr: nan, -0.0 and every digit
 
@@ -121,14 +124,16 @@ def test_views_ties_and_parameters_come_back_as_tensors_of_their_own(tmp_path: P
         "twice": [base, base],
         "expanded": torch.tensor(2.0).expand(3, 2),
         "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
-        "negated": torch.tensor([1 + 2j]).conj().imag,
+        "conjugated": torch.tensor([1 + 2j]).conj(),
+        "imaginary": torch.tensor([1 + 2j, 3j]).conj().imag,
         "parameter": nn.Parameter(base[:2]),
     }
     student = {"tied.a": base, "tied.b": base, "part": base[:, 1]}
     save(tmp_path, 1, student=student, state=state)
     loaded = load_latest(tmp_path)
     assert loaded is not None
-    assert_same(loaded.state, {**state, "negated": torch.tensor([-2.0])})
+    plain = {"conjugated": torch.tensor([1 - 2j]), "imaginary": torch.tensor([-2.0, -3.0])}
+    assert_same(loaded.state, {**state, **plain})
     assert_same(dict(sorted(loaded.student.items())), dict(sorted(student.items())))
     loaded.student["tied.a"].add_(1)
     assert torch.equal(loaded.student["tied.b"], base)
@@ -147,7 +152,7 @@ def test_every_plain_value_comes_back_exactly(tmp_path: Path) -> None:
     state = {
         "none": None,
         "bools": [True, False, 1, 0],
-        "ints": [0, -1, 2**63 - 1, -(2**63), 2**64, -(10**30), 3**9000],
+        "ints": [0, -1, 2**63 - 1, -(2**63), 2**64, -(10**30), 3**10000],
         "floats": [0.0, -0.0, 0.1, 1e308, 5e-324, float("inf"), float("-inf"), float("nan"), 1.0],
         "text": ["", "ü\n\x00\u2028", "\ud800", "$tensor"],
         "keys": {1: "int", "1": "str", 1.5: "float", None: "none", (1, (2, "x")): "tuple", False: "bool"},
@@ -487,7 +492,7 @@ def test_checksums_of_other_files_are_not_looked_at(tmp_path: Path) -> None:
 def at_disk_operation(number: int, strike: Callable[[], None]) -> Iterator[list[str]]:
     """Call `strike` just before the `number`-th operation on the disk; yields the names of those that came."""
     places: list[tuple[Any, str]] = [(os, "rename"), (os, "replace"), (os, "fsync"), (os, "open")]
-    places += [(shutil, "rmtree"), (Path, "mkdir"), (Path, "open"), (Path, "unlink")]
+    places += [(os, "unlink"), (os, "rmdir"), (shutil, "rmtree"), (Path, "mkdir"), (Path, "open"), (Path, "unlink")]
     came: list[str] = []
 
     def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -514,19 +519,21 @@ def kill() -> None:
 
 
 def assert_sound(directory: Path, earliest: int) -> int:
-    """A whole checkpoint loads, undamaged ones were not passed over, and the next save leaves two and no more."""
+    """A checkpoint of at least step `earliest` loads, and all that look like checkpoints are whole; returns the step."""
     loaded = load_latest(directory)
     assert loaded is not None
     assert loaded.step >= earliest
     assert loaded.skipped == ()
     assert_same(loaded.student, at(loaded.step))
+    for path in directory.glob("step-*"):
+        assert listing(path) == FILES
     return loaded.step
 
 
 def assert_next_save_cleans(directory: Path, step: int) -> None:
+    latest = assert_sound(directory, 0)
     save_steps(directory, step)
-    assert len(listing(directory)) == 2, listing(directory)
-    assert all(name.startswith("step-") and not name.endswith(".old") for name in listing(directory))
+    assert listing(directory) == [f"step-{latest:08d}", f"step-{step:08d}"]
     assert_sound(directory, step)
 
 
@@ -728,7 +735,7 @@ def test_a_file_stays_whole_whatever_the_disk_refuses(tmp_path: Path) -> None:
         assert said == f"cannot write {path}: No space left on device"
         assert path.read_text() in ("old", "new")
         assert listing(tmp_path) == ["summary.json"]
-    assert came == ["open", "fsync", "replace", "unlink", "open", "fsync"]
+    assert came[:3] == ["open", "fsync", "replace"]
 
 
 def test_a_temporary_of_a_killed_writer_is_used_up(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from dotkd.evidence import plots
 from dotkd.evidence.comparison import (
+    CE_MEASURED_BY,
     NO_DISTILLATION,
     Cell,
     Row,
@@ -117,7 +118,7 @@ def claim(plan: Plan) -> None:
         if changed:
             listed = "\n".join(f"  {key}: {held[key]!r} there, {wanted[key]!r} now" for key in changed)
             raise ValueError(
-                f"{plan.out} holds another comparison; choose another folder with --out, or take its settings:\n{listed}"
+                f"{plan.out} holds another comparison; choose another --out, or take its settings:\n{listed}"
             )
         return
     if plan.out.exists() and any(entry.name != LOCK for entry in plan.out.iterdir()):
@@ -202,8 +203,9 @@ def write_results(plan: Plan, rows: Sequence[Row], runs: Mapping[str, list[Run]]
     paths.append(accuracy)
     methods = list(dict.fromkeys(cell.method for cell in plan.cells if cell.method != NO_DISTILLATION))
     for method in methods:
-        # Losses of different methods are not of one scale: a picture each, the plain student in all of them.
-        shown = {cell.name: curves[cell.name] for cell in plan.cells if cell.method in (method, NO_DISTILLATION)}
+        # Losses of different methods are not of one scale: a picture each.
+        alike = (method, NO_DISTILLATION) if method == CE_MEASURED_BY else (method,)
+        shown = {cell.name: curves[cell.name] for cell in plan.cells if cell.method in alike}
         path = plan.out / ("trade-off.png" if len(methods) == 1 else f"trade-off-{method}.png")
         plots.trade_off(shown, path, title=f"{plan.name}: task loss against distillation loss ({method})")
         paths.append(path)

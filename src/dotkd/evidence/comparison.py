@@ -19,6 +19,8 @@ from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_dif
 
 PLAIN_TRAINERS = ("sgd", "adamw")
 NO_DISTILLATION = "none"
+# The distillation loss that a student without one is measured by, so that it can stand beside those with one.
+CE_MEASURED_BY = "kd"
 
 
 class Cell(NamedTuple):
@@ -110,6 +112,11 @@ def _row(cell: Cell, runs: Sequence[Run], baseline: Sequence[Run]) -> Row:
         """A quantity that a whole cell may lack: absent everywhere it says nothing about divergence."""
         return Estimate(None, None, 0, 0) if all(value(run) is None for run in runs) else mean(value)
 
+    def distill(value: Callable[[Run], float | None]) -> Callable[[Run], float | None]:
+        """Nothing for `ce` beside another method than its yardstick: two losses of two scales in one column."""
+        alone = cell.method == NO_DISTILLATION and cell.against not in (None, CE_MEASURED_BY)
+        return (lambda run: None) if alone else value
+
     def change(value: Callable[[Run], float | None]) -> Difference:
         return paired_difference(_by_seed(runs, value), _by_seed(baseline, value))
 
@@ -121,10 +128,10 @@ def _row(cell: Cell, runs: Sequence[Run], baseline: Sequence[Run]) -> Row:
         gain=change(lambda run: run.val_selected),
         task_test=mean(lambda run: run.test.task_loss),
         task_train=mean(lambda run: run.train.task_loss),
-        distill_test=optional(lambda run: run.test.distill_loss),
-        distill_train=optional(lambda run: run.train.distill_loss),
+        distill_test=optional(distill(lambda run: run.test.distill_loss)),
+        distill_train=optional(distill(lambda run: run.train.distill_loss)),
         task_change=change(lambda run: run.test.task_loss),
-        distill_change=change(lambda run: run.test.distill_loss),
+        distill_change=change(distill(lambda run: run.test.distill_loss)),
         seconds=optional(lambda run: run.seconds),
     )
 

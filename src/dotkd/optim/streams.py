@@ -223,6 +223,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
         self._gradients.follow(self._params())
+        if not self._gradients.of:  # the model was zeroed rather than the optimizer
+            self._bad_losses = None
         params = [p for p in self._params() if p.requires_grad]
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
