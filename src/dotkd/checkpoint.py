@@ -70,6 +70,7 @@ def save(directory: Path, step: int, *, student: Mapping[str, Tensor], state: ob
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sync(final.parent.parent)
         _sweep(final.parent)
         _refuse_later(final.parent, step)
         try:

@@ -10,22 +10,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import checkpoint, data, models
+from dotkd.assembly import assemble
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
 from dotkd.data import Augment, Batch, SplitName
 from dotkd.distiller import Distiller, logits_of, refuse_non_finite
-from dotkd.evaluation import predict, score
+from dotkd.evaluation import Examiner
 from dotkd.metrics import Display, Log, Means, to_json
-from dotkd.provenance import provenance
 from dotkd.randomness import random_state, restore_random_state, seed_everything
-from dotkd.schedule import learning_rate, plan
+from dotkd.schedule import learning_rate
 from dotkd.signals import StopRequest, stop_on_signal
+from dotkd.summary import best_epoch, summarise, where_not_finite
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 class Interrupted(RuntimeError):
@@ -64,28 +63,22 @@ class Trainer:
         self.config, self.out, self._display = config, Path(out).expanduser(), display
         if not resuming and (self.out / "config.yaml").exists():
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.device = _device(config.device)
-        self.dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
-        self._augment: Augment = _augmentation(config)
+        parts = assemble(config)
+        self.device, self.dataset, self.student, self.teacher = (
+            parts.device,
+            parts.dataset,
+            parts.student,
+            parts.teacher,
+        )
+        self._augment: Augment = parts.augment
+        self._plan, self._ema = parts.plan, parts.average
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
-        seed_everything(config.seed, self.device)
-        self.student = self._build(config.student, config.student_options)
-        if config.student_weights:
-            models.load_weights(self.student, config.student_weights)
-        self.teacher = self._build(config.teacher, config.teacher_options) if _has_teacher(config) else None
-        self._plan = plan(config, self.student.parameters())
         compiled = torch.compile(self.student) if config.compile else self.student
         self._forward = cast("nn.Module", compiled)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        average = get_ema_multi_avg_fn(config.ema) if config.ema else None
-        self._ema = AveragedModel(self.student, multi_avg_fn=average, use_buffers=True) if average else None
         self._clip = torch.tensor(config.clip_norm, device=self.device) if config.clip_norm else None
         self._means = Means(self.device)
-        self._targets = {split: getattr(self.dataset, split).targets for split in _SPLITS}
         self._distiller: Distiller | None = None
-        self._teacher_logits: dict[str, Tensor] = {}
         self._step = self._epoch = self._skipped_before = 0
         self._seconds = 0.0
         self._history: list[dict[str, Any]] = []  # the evaluation of every epoch so far
@@ -115,6 +108,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "config.yaml", self.config.to_yaml())
         self._prepare_teacher()
+        self._examiner = self._examine()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
         kept = self._restore()
         log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
@@ -201,7 +195,7 @@ class Trainer:
             logits = logits_of(self._forward(inputs))
             task = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
             return task, None, logits
-        known = self._teacher_logits.get("train")
+        known = self._examiner.known("train")
         return self._distiller(inputs, targets, None if known is None else known[index.to(self.device)])
 
     def _write_means(self, log: Log, rate: float, batch: Batch) -> None:
@@ -226,12 +220,13 @@ class Trainer:
     def _end_epoch(self, log: Log) -> None:
         self._epoch += 1
         record: dict[str, Any] = {"kind": "eval", "step": self._step, "epoch": self._epoch}
-        record |= {split: self._scores(self.student, split) for split in ("val", "test")}
+        splits: tuple[SplitName, ...] = ("val", "test")
+        record |= {split: self._examiner.scores(self.student, split)._asdict() for split in splits}
         if self._ema:
-            record["ema"] = {split: self._scores(self._ema.module, split) for split in ("val", "test")}
+            record["ema"] = {split: self._examiner.scores(self._ema.module, split)._asdict() for split in splits}
         self._history.append(record)
         log.write(record)
-        if _best(self._history) is record:
+        if best_epoch(self._history) is record:
             save_weights(self.out / "student_val_selected.safetensors", self.student.state_dict())
 
     # --- teacher and scores -----------------------------------------------------------------------------------------
@@ -249,34 +244,14 @@ class Trainer:
             temperature=config.temperature,
             label_smoothing=config.label_smoothing,
             options=config.method_options,
-            checks=False,  # data and teacher are checked here, once; in the loop it would make the host wait
+            checks=False,  # data and teacher are checked once, beforehand; in the loop it would make the host wait
         )
-        # Without augmentation every epoch shows the teacher the same view: then its answers are computed once.
-        for split in _SPLITS if self._augment == "none" else ("val", "test"):
-            self._teacher_logits[split] = self._predict(self.teacher, split)
-            refuse_non_finite(self._teacher_logits[split])
 
-    def _predict(self, model: nn.Module, split: SplitName) -> Tensor:
-        return predict(model, self.dataset, split, batch_size=max(256, self.config.batch_size), device=self.device)
-
-    def _scores(self, model: nn.Module, split: SplitName) -> dict[str, float | None]:
-        teacher = self._teacher_logits.get(split)
-        if teacher is None and self.teacher is not None:
-            teacher = self._predict(self.teacher, split)
-        return score(self._predict(model, split), self._targets[split], self._distiller, teacher)._asdict()
-
-    def _build(self, spec: str, options: dict[str, Any]) -> nn.Module:
-        classes, shape = self.dataset.num_classes, self.dataset.input_shape
-        model = models.build(spec, num_classes=classes, input_shape=shape, options=options).to(self.device)
-        first = next(data.batches(self.dataset, "val", batch_size=2, device=self.device))
-        with torch.no_grad():
-            logits = logits_of(model.eval()(first.inputs))
-        if logits.shape != (len(first.targets), classes):
-            raise ValueError(
-                f"expected {spec} to give logits of shape (N, {classes}) for {self.config.data}, "
-                f"got {tuple(logits.shape)}"
-            )
-        return model
+    def _examine(self) -> Examiner:
+        # Without augmentation every epoch shows the teacher the same view of the training samples too.
+        fixed: tuple[SplitName, ...] = ("train", "val", "test") if self._augment == "none" else ("val", "test")
+        size = max(256, self.config.batch_size)
+        return Examiner(self.dataset, self._distiller, fixed=fixed, batch_size=size, device=self.device)
 
     def _autocast(self) -> torch.autocast:
         precision = self.config.precision
@@ -323,64 +298,37 @@ class Trainer:
         save_weights(self.out / "student.safetensors", self.student.state_dict())
         if self._ema:
             save_weights(self.out / "student_ema.safetensors", self._ema.module.state_dict())
-        best = _best(self._history)
-        finals = {split: self._scores(self.student, split) for split in ("train", "test")}
-        teacher = self._teacher_logits.get("test")
-        summary = {
-            "status": status,
-            "trainer": self.config.trainer,
-            "method": self.config.method,
-            "seed": self.config.seed,
-            "config": self.config.model_dump(),
-            "test_accuracy": {
-                "last": self._history[-1]["test"]["accuracy"] if self._history else None,
-                "val_selected": best["test"]["accuracy"] if best else None,
-                "best_of_test": max((r["test"]["accuracy"] for r in self._history), default=None),
-            },
-            "val_accuracy": {
-                "last": self._history[-1]["val"]["accuracy"] if self._history else None,
-                "best": best["val"]["accuracy"] if best else None,
-            },
-            "ema_test_accuracy": self._history[-1]["ema"]["test"]["accuracy"] if self._ema and self._history else None,
-            "losses": {s: {"task": v["task_loss"], "distill": v["distill_loss"]} for s, v in finals.items()},
-            "teacher_test_accuracy": None if teacher is None else score(teacher, self._targets["test"]).accuracy,
-            "seconds": self._seconds,
-            "steps": self._step,
-            "skipped_steps": self._skipped_before + self._plan.optimizer.skipped_steps,
-            "images_per_second": self._step * self.config.batch_size / self._seconds if self._seconds else None,
-            "parameters": {
+        splits: tuple[SplitName, ...] = ("train", "test")
+        finals = {split: self._examiner.scores(self.student, split) for split in splits}
+        summary = summarise(
+            self.config,
+            self._history,
+            self.device,
+            status=status,
+            losses={split: {"task": v.task_loss, "distill": v.distill_loss} for split, v in finals.items()},
+            teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
+            seconds=self._seconds,
+            steps=self._step,
+            skipped_steps=self._skipped_before + self._plan.optimizer.skipped_steps,
+            images_per_second=self._step * self.config.batch_size / self._seconds if self._seconds else None,
+            parameters={
                 "student": models.parameter_count(self.student),
                 "teacher": models.parameter_count(self.teacher) if self.teacher else None,
             },
-            **provenance(self.device),
-        }
+        )
         write_atomically(self.out / "summary.json", to_json(summary, indent=2) + "\n")
         return summary
 
     def _diagnosis(self, batch: Batch) -> str:
-        """Which loss and which layer are not finite, found on one batch."""
+        """Why steps are skipped, found on one batch."""
         optimizer = self._plan.optimizer
-        since = self._step - optimizer.skipped_in_a_row + 1
-        text = f"{optimizer.skipped_in_a_row} steps in a row skipped since step {since}: "
-        task, distill, logits = self._losses(batch.inputs, batch.targets, batch.index)
-        for name, value in (
-            ("the task loss", task),
-            ("the distillation loss", distill),
-            ("the student's logits", logits),
-        ):
-            if value is not None and not bool(value.isfinite().all()):
-                text += f"{name} not finite; "
-        if distill is not None and self._distiller and "train" not in self._teacher_logits:
+        skipped = optimizer.skipped_in_a_row
+        if self._distiller and self._examiner.known("train") is None:
             refuse_non_finite(self._distiller.teacher_logits(batch.inputs), batch.index)
-        optimizer.backward(**self._plan.streams(task, distill))
-        for stream in optimizer.streams:
-            for name, p in self.student.named_parameters():
-                grad = optimizer.stream_grad(p, stream)
-                if grad is not None and not bool(grad.isfinite().all()):
-                    optimizer.zero_grad()
-                    return f"{text}stream {stream!r} is not finite, first in {name}; lower lr, delta or clip_norm"
         optimizer.zero_grad()
-        return f"{text}no single cause in float32; lower lr, delta or clip_norm, or use precision=bf16"
+        task, distill, _ = self._losses(batch.inputs, batch.targets, batch.index)
+        why = where_not_finite(optimizer, self._plan.streams(task, distill), self.student.named_parameters())
+        return f"{skipped} steps in a row skipped since step {self._step - skipped + 1}: {why}; lower lr or delta"
 
 
 def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:
@@ -400,26 +348,3 @@ def teacher_run(config: Config, out: Path, *, display: Display | None = None) ->
     resuming = (out / "config.yaml").exists()
     Trainer(teacher, out, display=display, resuming=resuming).fit()
     return out
-
-
-def _has_teacher(config: Config) -> bool:
-    return config.method != "none" or config.teacher_weights is not None
-
-
-def _best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch of the best validation accuracy; the first of equals."""
-    return max(history, key=lambda record: record["val"]["accuracy"], default=None)
-
-
-def _augmentation(config: Config) -> Augment:
-    if config.augment != "auto":
-        return config.augment
-    return "crop-flip" if config.data.startswith("imagefolder:") else "none"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: use device=cpu or device=auto")
-    return torch.device(name)

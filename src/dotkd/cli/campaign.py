@@ -129,6 +129,19 @@ def claim(plan: Plan) -> None:
     write_atomically(path, plan.config.to_yaml())
 
 
+def rehearse(plan: Plan) -> None:
+    """Builds what the first run will need, so that wrong input is told here and at once, before a folder is made.
+
+    Raises whatever data, models and weights raise where they are missing or do not fit together.
+    """
+    from dotkd import models
+    from dotkd.trainer import Trainer
+
+    trainer = Trainer(_cell_config(plan, plan.cells[0], plan.seeds[0]), plan.out, resuming=True)
+    if plan.config.teacher_weights is not None and trainer.teacher is not None:
+        models.load_weights(trainer.teacher, plan.config.teacher_weights)
+
+
 def make_jobs(plan: Plan) -> list[Job]:
     """The runs that are still to be done, teacher first, then seed by seed, so that what is done stays balanced."""
     logs = plan.out / LOGS
@@ -197,6 +210,8 @@ def write_results(plan: Plan, rows: Sequence[Row], runs: Mapping[str, list[Run]]
     write_atomically(paths[0], json.dumps(table, indent=1, allow_nan=False) + "\n")
     write_atomically(paths[1], as_csv(runs))
     curves = {name: [read_evaluations(run.path) for run in ended if not run.diverged] for name, ended in runs.items()}
+    if not any(curves.values()):
+        return paths
     accuracy = plan.out / "accuracy.png"
     teacher = next((run.teacher_accuracy for ended in runs.values() for run in ended if run.teacher_accuracy), None)
     plots.accuracy_over_epochs(curves, accuracy, title=f"{plan.name}: accuracy of the student", teacher=teacher)

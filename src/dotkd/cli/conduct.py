@@ -14,7 +14,7 @@ from dotkd.cli.watch import Watch
 from dotkd.evidence.comparison import NO_DISTILLATION, make_rows
 from dotkd.evidence.jobs import INTERRUPTED, Ending, StopFlag, run_jobs
 from dotkd.evidence.lock import alone
-from dotkd.evidence.runs import read_run
+from dotkd.evidence.runs import is_finished, read_run
 from dotkd.evidence.verdict import verdict
 
 
@@ -23,6 +23,10 @@ def conduct(plan: Plan, workers: int | None) -> None:
 
     Raises ValueError for a folder that holds something else or is in use.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"expected --jobs of at least 1, got {workers}")
+    if campaign.make_jobs(plan):
+        campaign.rehearse(plan)
     campaign.claim(plan)
     remarks = progress()
     lock = plan.out / campaign.LOCK
@@ -30,6 +34,7 @@ def conduct(plan: Plan, workers: int | None) -> None:
     def waiting() -> None:
         say(remarks, f"waiting for the workers of another comparison in {plan.out} to save and end")
 
+    _refuse_diverged_teacher(plan)
     with StopFlag().caught() as flag, alone(lock, waiting=waiting):
         jobs = campaign.make_jobs(plan)
         total = len(plan.cells) * len(plan.seeds) + (plan.teacher is not None)
@@ -57,13 +62,18 @@ def conduct(plan: Plan, workers: int | None) -> None:
             f"interrupted: {done} of {total} runs are finished, the others will continue from their checkpoints: "
             "give the same command again",
         )
+    _refuse_diverged_teacher(plan)
     _report(plan)
     if outcome is not None:
         raise failures.leave(failures.FAILURE, _failures(endings))
-    if plan.teacher is not None and read_run(plan.teacher).diverged:
-        raise failures.leave(
-            failures.DIVERGED, f"the teacher diverged ({plan.teacher}): nothing can be distilled from it"
-        )
+    if all(run.diverged for ended in plan.runs().values() for run in ended):
+        raise failures.leave(failures.DIVERGED, "every run diverged")
+
+
+def _refuse_diverged_teacher(plan: Plan) -> None:
+    if plan.teacher is not None and is_finished(plan.teacher) and read_run(plan.teacher).diverged:
+        told = f"the teacher diverged ({plan.teacher}) and there is nothing to learn from it: lower teacher_lr, in a new folder"
+        raise failures.leave(failures.DIVERGED, told)
 
 
 def _report(plan: Plan) -> None:

@@ -35,7 +35,7 @@ def reported(*, debug: bool) -> Generator[None, None, None]:
         code = exit_code(error)
         if code is None or debug or os.environ.get("DOTKD_TRACEBACK", "") not in ("", "0"):
             raise
-        typer.echo(f"dotkd: {error}", err=True)
+        typer.echo(f"dotkd: {_text(error)}", err=True)
         raise typer.Exit(code) from None
 
 
@@ -54,6 +54,12 @@ def exit_code(error: BaseException) -> int | None:
     if isinstance(error, ImportError):
         return FAILURE
     return WRONG_INPUT if isinstance(error, _WRITTEN_FOR_USERS) else None
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _raised_by_us(trace: TracebackType | None) -> bool:
