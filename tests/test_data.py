@@ -606,7 +606,11 @@ def test_truncated_and_altered_npz(tmp_path: Path, share: float) -> None:
         ),
         ("mnist1", {}, "did you mean 'mnist1d'?"),
         ("image_folder:x", {}, "did you mean 'imagefolder'?"),
-        ("", {}, "unknown data ''"),
+        (
+            "",
+            {},
+            "unknown data '': expected mnist1d or mnist1d:NUMBER, digits, imagefolder:PATH, arrays:PATH",
+        ),
         ("digits:8", {}, "expected digits with nothing after it, got digits:8"),
         ("mnist1d:4000", {}, "expected mnist1d:NUMBER with a multiple of 10 above 4000, got mnist1d:4000"),
         ("mnist1d:5001", {}, "expected mnist1d:NUMBER with a multiple of 10 above 4000, got mnist1d:5001"),

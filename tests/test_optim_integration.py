@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dotkd
-from optim_cases import Batch, Student, assert_close, identical, student_losses, train
+from optim_cases import Batch, Student, assert_close, identical, student_losses
 
 HYPER = {"lr": 0.05, "momentum": 0.9, "delta": 0.075, "weight_decay": 0.01}
 BACKENDS = [

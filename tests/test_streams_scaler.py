@@ -103,6 +103,23 @@ def test_an_overflow_in_either_stream_skips_both_and_halves_the_scale_once(make,
     assert identical(params, twins)
 
 
+@pytest.mark.parametrize("unscale", [False, True])
+def test_an_overflow_of_the_sum_alone_is_the_scalers_to_judge(unscale):
+    """Each stream fits float32, their sum in p.grad does not: the scaler backs off, so no step may be taken."""
+    params = make_params(dtype=torch.float32)
+    optimizer = dotkd.DOT(params, **HYPER)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15)
+    grads = {name: [torch.full_like(p, 1e34) for p in params] for name in STREAMS}
+    scaled_backward(scaler, optimizer, linear_losses(params, grads), "join")
+    assert all(optimizer.stream_grad(p, name).isfinite().all() for p in params for name in STREAMS)
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**14
+    assert identical(params, make_params(dtype=torch.float32))
+
+
 def test_accumulation_and_one_parameter_alone_under_a_scaler():
     """Two micro-batches in one scaled step, a task-only and a distill-only parameter, and a vanishing sum."""
     params, twins = (make_params([(3, 2), (4,), (), (2,)], dtype=torch.float32) for _ in range(2))

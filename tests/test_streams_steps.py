@@ -127,6 +127,28 @@ def test_any_other_change_of_grad_is_refused(alteration, cancel):
     assert not optimizer.state_dict()["state"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("where", [0, 3])
+def test_a_loss_outside_the_streams_is_refused(when, where):
+    """An ordinary backward() beside the streams, on a parameter that they reach (0) or do not (3)."""
+    params = make_params([(3, 2), (4,), (), (2,)])
+    optimizer = dotkd.DOT(params, **HYPER)
+    grads = random_grads(params, STREAMS, torch.Generator().manual_seed(0))
+    grads["task"][3] = grads["distill"][3] = None
+
+    def run():
+        if when == "before":
+            (params[where] ** 2).sum().backward()
+        fill(optimizer, params, grads)
+        if when == "after":
+            (params[where] ** 2).sum().backward()
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match="stream"):
+        run()
+    assert identical(params, make_params([(3, 2), (4,), (), (2,)]))
+
+
 def test_grad_set_to_none_takes_the_parameter_out_of_the_step():
     params, optimizer, grads = filled()
     params[0].grad = None

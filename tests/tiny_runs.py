@@ -238,6 +238,12 @@ def literal_run(
     rate: the learning rate of step 0, 1, ...
     """
     dataset, params = data.load(config.data, validation=config.validation), list(student.parameters())
+    mu, delta, task_weight, distill_weight = config.momentum, config.delta, config.task_weight, config.distill_weight
+    if config.trainer == "sgd-matched":
+        task_weight, distill_weight = (
+            task_weight * (1 - mu) / (1 - mu + delta),
+            distill_weight * (1 - mu) / (1 - mu - delta),
+        )
     update, step = _literal_update(config, params), 0
     student.train()
     for epoch in range(config.epochs):
@@ -249,8 +255,8 @@ def literal_run(
             t = config.temperature
             soft = F.softmax(known.double() / t, 1)
             distill = t * t * F.kl_div(F.log_softmax(logits.double() / t, 1), soft, reduction="batchmean")
-            by_task = torch.autograd.grad(config.task_weight * task, params, retain_graph=True)
-            by_distill = torch.autograd.grad(config.distill_weight * distill, params)
+            by_task = torch.autograd.grad(task_weight * task, params, retain_graph=True)
+            by_distill = torch.autograd.grad(distill_weight * distill, params)
             norm = torch.stack([(a + b).norm() for a, b in zip(by_task, by_distill, strict=True)]).norm()
             factor = min(1.0, config.clip_norm / (float(norm) + 1e-6)) if config.clip_norm else 1.0
             update(rate(step), [factor * g for g in by_task], [factor * g for g in by_distill])
@@ -261,11 +267,9 @@ def literal_run(
 def _literal_update(config: Config, params: list[nn.Parameter]) -> Callable[[float, list[Tensor], list[Tensor]], None]:
     mu, delta, decay = config.momentum, config.delta, config.weight_decay
     share = {m: (1 - m) / (1 - mu) if config.trainer == "dot-normalized" else 1.0 for m in (mu - delta, mu + delta)}
-    less, more = (1 - mu) / (1 - mu + delta), (1 - mu) / (1 - mu - delta)
     state: list[dict] = [{} for _ in params]
 
     def sgd(momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-        # float64 needs no lr here: it is set before each step.
         return torch.optim.SGD(
             params, lr=1.0, momentum=momentum, weight_decay=weight_decay, nesterov=config.nesterov, foreach=False
         )
@@ -276,19 +280,17 @@ def _literal_update(config: Config, params: list[nn.Parameter]) -> Callable[[flo
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
 
-    def summed(a: float, b: float, optimizer: torch.optim.Optimizer) -> Callable[..., None]:
-        return lambda lr, task, distill: run(
-            optimizer, lr, [a * g + b * h for g, h in zip(task, distill, strict=True)]
-        )
+    def summed(optimizer: torch.optim.Optimizer) -> Callable[[float, list[Tensor], list[Tensor]], None]:
+        return lambda lr, task, distill: run(optimizer, lr, [g + h for g, h in zip(task, distill, strict=True)])
 
     match config.trainer:
         case "sgd":
-            return summed(1.0, 1.0, sgd(mu, decay))
+            return summed(sgd(mu, decay))
         case "sgd-matched":
-            return summed(less, more, sgd(mu, decay * less))
+            return summed(sgd(mu, decay * (1 - mu) / (1 - mu + delta)))
         case "adamw":
             kwargs = {"betas": (mu, config.beta2), "eps": config.eps, "weight_decay": decay, "foreach": False}
-            return summed(1.0, 1.0, torch.optim.AdamW(params, **kwargs))
+            return summed(torch.optim.AdamW(params, **kwargs))
         case "dot" | "dot-normalized":
             first, second = sgd(mu - delta, decay), sgd(mu + delta, 0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -56,8 +57,8 @@ class Distiller:
         options: Mapping[str, Any] | None = None,
         checks: bool = True,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"expected `temperature` > 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"expected `temperature` > 0 and finite, got {temperature}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected `label_smoothing` in [0, 1), got {label_smoothing}")
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
@@ -71,8 +72,9 @@ class Distiller:
         self._loss = LOSSES[_nearest("method", method, LOSSES)] if isinstance(method, str) else method
         accepted = inspect.signature(self._loss).parameters
         self._options = dict(options or {})
+        given_here = {*list(accepted)[:2], "target", "temperature"}
         for name in self._options:
-            _nearest("option", name, accepted)
+            _nearest("option", name, {key: accepted[key] for key in accepted if key not in given_here})
         if "temperature" in accepted:
             self._options["temperature"] = temperature
         self._wants_target = "target" in accepted
@@ -91,10 +93,13 @@ class Distiller:
         Raises:
             ValueError: teacher and student disagree on the shape of the logits; with ``checks`` also a target outside
                 [0, C) or teacher logits that are not finite.
+            TypeError: targets that are not int64.
         """
         logits = logits_of(self.student(inputs))
         if teacher_logits is None:
             teacher_logits = self.teacher_logits(inputs, sample_ids=sample_ids)
+        if targets.dtype != torch.int64:
+            raise TypeError(f"expected targets of dtype torch.int64, got {targets.dtype}")
         if self.checks and targets.device.type == "cpu":
             outside = targets[(targets < 0) | (targets >= logits.shape[-1])]
             if outside.numel():
@@ -120,7 +125,7 @@ class Distiller:
                 f"got {tuple(teacher_logits.shape)} and {tuple(student_logits.shape)}"
             )
         if self._wants_target:
-            return self._loss(student_logits, teacher_logits, targets, **self._options)
+            return self._loss(student_logits, teacher_logits, target=targets, **self._options)
         return self._loss(student_logits, teacher_logits, **self._options)
 
 
@@ -146,7 +151,7 @@ def _nearest(kind: str, name: str, known: Mapping[str, Any]) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         raise ValueError(
-            f"unknown {kind} {name!r}, expected one of {', '.join(known)}"
+            f"unknown {kind} {name!r}, expected {', '.join(known) or 'none'}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return name

@@ -72,7 +72,9 @@ def conduct(plan: Plan, workers: int | None) -> None:
 
 def _refuse_diverged_teacher(plan: Plan) -> None:
     if plan.teacher is not None and is_finished(plan.teacher) and read_run(plan.teacher).diverged:
-        told = f"the teacher diverged ({plan.teacher}) and there is nothing to learn from it: lower teacher_lr, in a new folder"
+        told = (
+            f"the teacher diverged ({plan.teacher}), nothing is to be learnt from it: lower teacher_lr, in a new folder"
+        )
         raise failures.leave(failures.DIVERGED, told)
 
 

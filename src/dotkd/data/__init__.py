@@ -62,7 +62,7 @@ def load(spec: str, *, validation: float = 0.1, image_size: int | None = None) -
 
 def _hint(spec: str, kind: str) -> str:
     path = Path(spec)
-    if path.is_dir():
+    if spec and path.is_dir():
         return f"; did you mean 'imagefolder:{spec}'?"
     if path.is_file():
         return f"; did you mean 'arrays:{spec}'?"

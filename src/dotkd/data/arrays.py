@@ -46,11 +46,11 @@ def load(argument: str, *, validation: float) -> Dataset:
     )
     stored = {title: _split(arrays, suffix, path) for title, suffix in titles.items()}
     classes = _check_labels({titles[title]: labels for title, (_, labels) in stored.items()}, path)
-    model = stored["train"][0]
+    trained = stored["train"][0]
     for title, (inputs, _) in stored.items():
-        if inputs.shape[1:] != model.shape[1:] or inputs.dtype != model.dtype:
+        if inputs.shape[1:] != trained.shape[1:] or inputs.dtype != trained.dtype:
             raise ValueError(
-                f"{path}: x_{title} is {_described(inputs)}, x_train is {_described(model)}; "
+                f"{path}: x_{title} is {_described(inputs)}, x_train is {_described(trained)}; "
                 "expected the same type and shape of a sample"
             )
     splits = complete_arrays(stored, validation, class_names=classes)

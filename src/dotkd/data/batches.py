@@ -1,6 +1,6 @@
-"""Batches without state: the order of an epoch is a function of (seed, epoch), the augmentation of a batch
-one of (seed, epoch, batch number). Starting at batch k therefore gives the same bits as having iterated up to
-it.
+"""Batches without state: order is a function of (seed, epoch), augmentation of (seed, epoch, batch).
+
+Starting at batch k therefore gives the same bits as having iterated up to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dotkd.data.dataset import Dataset, Split, SplitName, to_unit
 
 Augment = Literal["none", "crop-flip"]
 
-PADDING = (
-    4  # pixels on every side, the habit on CIFAR and Tiny-ImageNet (He et al., arXiv 1512.03385, section 4.2)
-)
+# Pixels on every side: the habit on CIFAR (He et al., arXiv 1512.03385, section 4.2) and Tiny-ImageNet.
+PADDING = 4
 _OFFSETS = 2 * PADDING + 1
 VIEWS = _OFFSETS * _OFFSETS * 2  # distinct crops of an image, mirrored or not
 
@@ -116,16 +115,13 @@ def draw_views(count: int, *, seed: int, epoch: int, batch: int) -> Tensor:
 
 
 def crop_flip(inputs: Tensor, views: Tensor) -> Tensor:
-    """Each image of `inputs` (B, C, H, W) padded with 4 zeros, cropped to (H, W) and mirrored as its number
-    in `views` says.
+    """The images (B, C, H, W) padded with 4 zeros all round, cropped to (H, W) and mirrored or not.
 
-    views: (B,) int64, (flip * 9 + row) * 9 + column, with row and column the crop's corner in the padded
-    image.
+    views: (B,) int64, (mirrored * 9 + row) * 9 + column; row, column: the crop's corner in the padded image.
     """
     height, width = inputs.shape[2:]
     row, column = views // _OFFSETS % _OFFSETS, views % _OFFSETS
-    # A view of all 81 crops, from which one a image is copied: four times faster than gathering pixel by
-    # pixel.
+    # A view of all 81 crops, one of which is copied: four times faster than gathering pixels.
     crops = F.pad(inputs, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W)
     chosen = crops[torch.arange(len(inputs), device=inputs.device), :, row, column]
     flip = views >= _OFFSETS * _OFFSETS

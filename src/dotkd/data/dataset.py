@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 SplitName = Literal["train", "val", "test"]
 
-# Enough for a mean and a deviation to three digits; one bound keeps start-up short where images are decoded
-# lazily.
+# Enough for a mean and a deviation to three digits; more would be slow where images are decoded on demand.
 _STATISTICS_SAMPLES = 4096
 _STATISTICS_BLOCK = 256
 
 
 class Split(NamedTuple):
-    """`inputs[index]`, with `index` an int64 tensor (B,), is a batch (B, *input_shape), uint8 or float32;
-    targets (N,) int64."""
+    """inputs: `inputs[index]`, with index (B,) int64, gives (B, *input_shape), uint8 or float32.
+
+    targets: (N,) int64.
+    """
 
     inputs: Tensor | Images
     targets: Tensor
@@ -115,10 +116,10 @@ def to_unit(inputs: Tensor) -> Tensor:
 
 
 def hold_out(targets: Tensor, share: float, *, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Positions (kept, held), each ascending: of every class a fixed random `share`, at least one sample on
-    either side.
+    """Positions (kept, held), each ascending: `share` of every class is held, always the same samples.
 
-    targets: (N,) int64. Raises ValueError for a class with fewer than two samples.
+    targets: (N,) int64. Of every class at least one sample is kept and one is held. Raises ValueError for a
+    class with fewer than two samples.
     """
     # The legacy generator: the only one whose stream numpy promises never to change.
     generator = np.random.RandomState(0)
@@ -139,8 +140,7 @@ def hold_out(targets: Tensor, share: float, *, class_names: Sequence[str]) -> tu
 def complete(
     targets: Mapping[str, Tensor], validation: float, *, class_names: Sequence[str]
 ) -> dict[str, tuple[str, Tensor]]:
-    """Of each of "train", "val" and "test": which stored split its samples come from, and their positions
-    there.
+    """For each of "train", "val" and "test": the stored split its samples come from, and their positions.
 
     targets: the labels (N,) of "train" and of those of "val" and "test" that are stored. One that is not is
     held out of "train": the share `validation` of what "train" has at first, class by class.
@@ -173,11 +173,10 @@ def complete_arrays(
 
 
 def channel_statistics(inputs: Tensor | Images) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (population) of each channel, float32, over at most 4096 samples spread
-    evenly.
+    """Mean and (population) standard deviation of each channel, float32, over up to 4096 samples.
 
-    inputs: (N, C, ...). Blocks are merged as by Chan, Golub and LeVeque (1983), so that a large mean costs no
-    digits.
+    inputs: (N, C, ...), of which evenly spaced samples are taken. Blocks are merged as by Chan, Golub and
+    LeVeque (1983), so that a large mean costs no digits.
     """
     samples, channels = inputs.shape[0], inputs.shape[1]
     chosen = torch.arange(min(samples, _STATISTICS_SAMPLES)) * samples // min(samples, _STATISTICS_SAMPLES)
@@ -185,9 +184,8 @@ def channel_statistics(inputs: Tensor | Images) -> tuple[Tensor, Tensor]:
     squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared distances from the mean
     count = 0
     for first in range(0, len(chosen), _STATISTICS_BLOCK):
-        block = (
-            to_unit(inputs[chosen[first : first + _STATISTICS_BLOCK]]).double().transpose(0, 1).flatten(1)
-        )  # (C, values)
+        raw = inputs[chosen[first : first + _STATISTICS_BLOCK]]
+        block = to_unit(raw).double().transpose(0, 1).flatten(1)  # (C, values)
         size = block.shape[1]
         block_var, block_mean = torch.var_mean(block, dim=1, correction=0)
         shift = block_mean - mean
@@ -195,15 +193,13 @@ def channel_statistics(inputs: Tensor | Images) -> tuple[Tensor, Tensor]:
         mean += shift * (size / (count + size))
         count += size
     std = (squares / count).sqrt()
-    # Rounding leaves a constant channel a deviation near 1e-17 of its value; dividing by that would amplify
-    # noise.
+    # A channel that varies in its last bit only is constant too: dividing by that would amplify rounding.
     constant = std <= torch.finfo(torch.float32).eps * mean.abs()
     return mean.float(), std.masked_fill(constant, 1.0).float()
 
 
 def content_fingerprint(*splits: Split) -> str:
-    """sha256 over dtype, shape and bytes of the inputs (which must be in memory) and targets of `splits`, in
-    order."""
+    """sha256 over type, shape and bytes of the inputs, which must be in memory, and targets of `splits`."""
     digest = hashlib.sha256()
     for split in splits:
         for tensor in split:

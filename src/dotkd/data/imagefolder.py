@@ -68,9 +68,9 @@ def load(argument: str, *, validation: float, image_size: int | None) -> Dataset
 
 
 def _open(splits: Mapping[str, Files], image_size: int | None) -> Mapping[str, Tensor | Images]:
-    model = splits["train"][0][0]
+    reference = splits["train"][0][0]
     lazy = {
-        title: Images([path for path, _ in files], image_size=image_size, model=model)
+        title: Images([path for path, _ in files], image_size=image_size, reference=reference)
         for title, files in splits.items()
     }
     if sum(math.prod(images.shape) for images in lazy.values()) > MEMORY_CAP:
@@ -122,8 +122,7 @@ def _class_folders(folder: Path) -> Classes:
 
 
 def _annotated(annotations: Path, train: Classes) -> Classes:
-    """The validation images of Tiny-ImageNet, whose classes stand in a file of `NAME<tab>CLASS<tab>box`
-    lines.
+    """The validation images of Tiny-ImageNet; a line `NAME<tab>CLASS<tab>box` of the file tells the class.
 
     Lines for classes that are not in train and whose images are not there are passed over, so that a part of
     the data set, with the complete file, can be used.

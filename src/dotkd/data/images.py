@@ -1,5 +1,4 @@
-"""Image files decoded to uint8 RGB with Pillow, in threads (it releases the interpreter lock while
-decoding)."""
+"""Image files decoded to uint8 RGB with Pillow, in threads: it decodes without the interpreter lock."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from torch import Tensor
 # Formats that Pillow recognises but hands to another program or plug-in to decode.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-# Pillow has no one exception for a damaged file: these are what its decoders raise on truncated and altered
-# ones.
+# Pillow has no one exception for a damaged file: its decoders raise these on truncated and altered ones.
 _DAMAGED = (
     OSError,
     RuntimeError,
@@ -57,8 +55,7 @@ def extensions() -> frozenset[str]:
 
 
 class Images:
-    """Image files as if they were a uint8 tensor of `shape` (N, 3, H, W): `images[index]` decodes those of a
-    batch.
+    """Image files as if a uint8 tensor of `shape` (N, 3, H, W): `images[index]` decodes those of a batch.
 
     image_size: the side in pixels of the square that each is resized and cropped to; None keeps them as they
     are, and then all must be of the first one's size.
@@ -66,13 +63,17 @@ class Images:
     Raises ValueError, naming the file, for one that cannot be read or is of another size.
     """
 
-    def __init__(self, paths: Sequence[Path], *, image_size: int | None, model: Path | None = None) -> None:
-        """model: the file that sets the size (default: the first)."""
+    def __init__(
+        self, paths: Sequence[Path], *, image_size: int | None, reference: Path | None = None
+    ) -> None:
+        """reference: the file that sets the size (default: the first)."""
         self._paths = tuple(paths)
         self._image_size = image_size
-        self._model = model or self._paths[0]
-        # A known size needs no look at the model, whose decoding is then left to the batch it is in.
-        frame = (3, image_size, image_size) if image_size else read_image(self._model, image_size=None).shape
+        self._reference = reference or self._paths[0]
+        if image_size is None:
+            frame = read_image(self._reference, image_size=None).shape
+        else:
+            frame = (3, image_size, image_size)
         self.shape: tuple[int, int, int, int] = (len(self._paths), frame[0], frame[1], frame[2])
 
     def __len__(self) -> int:
@@ -89,9 +90,8 @@ class Images:
                 rows[row] = self._read(path)
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(
-                decode, range(0, len(chosen), _BLOCK)
-            ):  # raises what a task raised, cancels the others
+            # Going through the results raises what a task raised, and cancels the others.
+            for _ in pool.map(decode, range(0, len(chosen), _BLOCK)):
                 pass
         return batch
 
@@ -100,16 +100,16 @@ class Images:
         if pixels.shape != self.shape[1:]:
             ours, others = (f"{shape[2]}x{shape[1]}" for shape in (pixels.shape, self.shape[1:]))
             raise ValueError(
-                f"images differ in size: {path} is {ours}, {self._model} is {others}; "
+                f"images differ in size: {path} is {ours}, {self._reference} is {others}; "
                 "give image_size= to resize and crop them all"
             )
         return pixels
 
 
 def read_image(path: Path, *, image_size: int | None) -> npt.NDArray[np.uint8]:
-    """(3, H, W) RGB of the first frame. image_size: resize the shorter side to so many pixels and crop the
-    centre.
+    """(3, H, W) RGB of the first frame.
 
+    image_size: resize the shorter side to so many pixels and crop the centre; None leaves the size alone.
     Grey and palette images become RGB, 16 bits are scaled to 8, transparency is dropped (as ImageFolder of
     torchvision does), EXIF rotation is ignored (likewise). Raises ValueError, naming the path.
     """

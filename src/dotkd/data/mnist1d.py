@@ -1,9 +1,8 @@
-"""MNIST-1D: ten digit shapes as noisy signals of 40 points, made on the spot by the `mnist1d` package
-(Greydanus and Kobak, arXiv 2011.14439). Nothing is downloaded.
+"""MNIST-1D: ten digit shapes as noisy signals of 40 points (Greydanus and Kobak, arXiv 2011.14439).
 
-`mnist1d` is the published set: 4000 samples to train on, 1000 to test. `mnist1d:NUMBER` draws NUMBER samples,
-of which 4000 are for training as before and all others for testing, so that the test accuracy has a smaller
-standard error.
+The `mnist1d` package makes them on the spot; nothing is downloaded. `mnist1d` is the published set: 4000
+samples to train on, 1000 to test. `mnist1d:NUMBER` is a draw of its own of NUMBER samples, 4000 to train on
+and all others to test, so that the test accuracy has a smaller standard error.
 """
 
 from __future__ import annotations
@@ -50,18 +49,15 @@ def _generate(number: int) -> tuple[Tensor, Tensor]:
     arguments.num_samples, arguments.train_split = number, _TRAIN / number
     with _global_generators_kept():
         made: Any = make_dataset(arguments)
-    # Joined and cut again: the package truncates num_samples * train_split, which rounding can make one too
-    # small.
+    # Joined, to be cut by the caller: the package truncates a product that rounding can make one too small.
     inputs = np.concatenate([made["x"], made["x_test"]]).astype(np.float32)[:, None, :]
-    return torch.as_tensor(inputs), torch.as_tensor(
-        np.concatenate([made["y"], made["y_test"]]).astype(np.int64)
-    )
+    targets = np.concatenate([made["y"], made["y_test"]]).astype(np.int64)
+    return torch.as_tensor(inputs), torch.as_tensor(targets)
 
 
 @contextmanager
 def _global_generators_kept() -> Generator[None, None, None]:
-    """`make_dataset` seeds the global generators of `random` and numpy; the caller's streams must not
-    notice."""
+    """`make_dataset` seeds the global generators of `random` and numpy: no business of the caller's."""
     python, legacy = random.getstate(), np.random.get_state()
     try:
         yield

@@ -107,7 +107,7 @@ def _band(axes: Axes, points: Sequence[tuple[int, Estimate]], label: str, style:
     low = [mean - width for mean, width in zip(means, widths, strict=True)]
     high = [mean + width for mean, width in zip(means, widths, strict=True)]
     axes.plot(epochs, means, **style, markersize=6, markevery=[-1], linewidth=1.4, label=label)
-    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:

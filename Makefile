@@ -1,0 +1,50 @@
+# Needs Python >= 3.10 with venv and pip, nothing else: the first target that is made sets up $(VENV).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests run side by side; threads of their own would only get in each other's way.
+WORKERS ?= 2
+UV := uv==0.13.9
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench constraints clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+demo: $(VENV)/installed-plots  ## teacher, then students with and without DOT: a table and plots, in minutes
+	$(BIN)/dotkd demo
+
+test: check  ## everything: format, lint, types, tests and doctests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+check: $(VENV)/installed-dev  ## format, lint and types alone
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also in bench.json
+	$(BIN)/dotkd bench --json bench.json
+
+constraints: $(VENV)/pyvenv.cfg  ## renew the pins of constraints.txt from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	sh scripts/constraints.sh $(BIN)/uv
+
+clean:  ## remove the environment and what tools leave behind; runs stay
+	rm -rf $(VENV) dist bench.json .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit("dotkd needs Python >= 3.10, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-plots: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(INSTALL) --editable '.[plots]'
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/installed-plots
