@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests run side by side; threads of their own would only get in each other's way.
 WORKERS ?= 2
+# What `make constraints` makes its pins with, and the one version that it does not choose itself. torch pins the
+# libraries for its accelerators by itself, so they are left out.
 UV := uv==0.13.9
+TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check bench constraints clean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed-plots  ## teacher, then students with and without DOT: a table and plots, in minutes
 	$(BIN)/dotkd demo
@@ -26,15 +29,19 @@ check: $(VENV)/installed-dev  ## format, lint and types alone
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also in bench.json
-	$(BIN)/dotkd bench --json bench.json
+bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also in runs/bench.json
+	mkdir -p runs
+	$(BIN)/dotkd bench --json runs/bench.json
 
 constraints: $(VENV)/pyvenv.cfg  ## renew the pins of constraints.txt from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	sh scripts/constraints.sh $(BIN)/uv
+	echo '$(TORCH)' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
+		--no-header --no-annotate --output-file $(VENV)/pins.txt pyproject.toml -
+	{ echo '# The versions that are tested, for every Python >= 3.10. Made by: make constraints'; \
+		grep -Ev '^(cuda|nvidia|triton)-?' $(VENV)/pins.txt; } > constraints.txt
 
 clean:  ## remove the environment and what tools leave behind; runs stay
-	rm -rf $(VENV) dist bench.json .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:

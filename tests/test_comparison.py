@@ -177,7 +177,7 @@ def told(dot: list[Run], **controls: list[Run]) -> str:
 
 def test_gain_is_shown_with_its_numbers():
     text = told(runs_of(BETTER, LOWER_TASK, LOWER_DISTILL))
-    assert text.startswith("Over 5 seeds, kd+dot was shown to beat kd in test accuracy (+2.02 ± 0.13 points, p < 0.001)")
+    assert text.startswith("Over 5 seeds, kd+dot was shown to beat kd in test accuracy (+2.02 ± 0.10 points, p < 0.001)")
     assert "both test losses ended lower" in text
     assert "no control was run" in text
 
@@ -193,9 +193,9 @@ def test_no_difference_is_not_shown_and_nothing_is_explained():
 
 
 def test_loss_is_told_as_plainly_as_gain():
-    worse = [value - 0.02 for value in BETTER]
-    text = told(runs_of([2 * a - b for a, b in zip(KD, BETTER, strict=True)], [2 * t for t in TASK], DISTILL))
-    assert worse and "kd+dot was shown to be worse than kd in test accuracy" in text
+    mirrored = [2 * a - b for a, b in zip(KD, BETTER, strict=True)]
+    text = told(runs_of(mirrored, [1.5 * loss for loss in TASK], DISTILL))
+    assert "kd+dot was shown to be worse than kd in test accuracy" in text
     assert "the task loss ended higher" in text
 
 

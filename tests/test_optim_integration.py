@@ -1,7 +1,8 @@
 """The contract of the optimizers where other machinery owns part of the loop.
 
-- A student under torch.compile trains as the plain one does, through `backward` and through `join`, including the
-  parameters that one loss alone reaches. A graph that cannot serve two backward passes is named in the error.
+- A student under torch.compile trains as the plain one does, through `backward` and through `join`, except that
+  every parameter inside the compiled graph counts as reached by both losses. A graph that cannot serve two backward
+  passes is named in the error.
 - With Accelerate, `accelerator.backward(optimizer.join(...))` gives the weights of the plain loop, with clipping and
   gradient accumulation too.
 """

@@ -150,8 +150,7 @@ def refuse_non_finite(teacher_logits: Tensor, sample_ids: Tensor | None = None) 
 def _nearest(kind: str, name: str, known: Mapping[str, Any]) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(
-            f"unknown {kind} {name!r}, expected {', '.join(known) or 'none'}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        expected = f"one of {', '.join(known)}" if known else "none"
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {kind} {name!r}, expected {expected}{hint}")
     return name

@@ -144,6 +144,7 @@ class Log:
     def __init__(self, out: Path, *, keep: int, step: int, tensorboard: bool, display: Display | None) -> None:
         self._file = (out / "metrics.jsonl").open("ab")
         self._file.truncate(keep)
+        self._file.seek(keep)  # or `position` would still be where the file ended before
         self._display = display
         self._board = _board(out, step) if tensorboard else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ from dotkd.schedule import learning_rate
 from dotkd.signals import StopRequest, stop_on_signal
 from dotkd.summary import best_epoch, summarise, where_not_finite
 
+# What a run leaves in its folder: where one of these is, another run has been.
+_PARTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors", "teacher")
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,7 +64,7 @@ class Trainer:
         self, config: Config, out: str | Path, *, display: Display | None = None, resuming: bool = False
     ) -> None:
         self.config, self.out, self._display = config, Path(out).expanduser(), display
-        if not resuming and (self.out / "config.yaml").exists():
+        if not resuming and any((self.out / name).exists() for name in _PARTS):
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
         parts = assemble(config)
         self.device, self.dataset, self.student, self.teacher = (
@@ -280,6 +283,8 @@ class Trainer:
         found = checkpoint.load_latest(self.out / "checkpoints")
         if found is None:
             return 0
+        for path, reason in found.skipped:
+            warnings.warn(f"{path} is damaged ({reason}): going on from {found.path}", RuntimeWarning, stacklevel=3)
         state = found.state
         if state["fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")

@@ -21,6 +21,8 @@ Deviations from the published implementation, each deliberate:
   (torch.compile hands out zeros where an uncompiled graph hands out nothing: such a parameter inside a compiled model
   counts as reached by every loss that leaves that graph.)
 * mu + Delta >= 1 is refused; there it runs with a momentum of 1 or more, and diverges.
+* The buffer of a stream that does not reach a parameter in a step waits, neither decayed nor applied, as torch leaves a
+  parameter without a gradient alone.
 * Groups, accumulation, clipping, loss scaling and missing gradients are treated alike for all streams.
 """
 

@@ -105,24 +105,27 @@ class StreamGradients:
 
     def _common_factor(self) -> float:
         """The c with ``p.grad == c * sum of the streams`` for all parameters; refuses where there is none."""
+        home = next(iter(self.of)).device
+        # In double precision, so that a power of two, as loss scales are, comes out as itself.
+        wide = torch.float32 if home.type == "mps" else torch.float64
         rows: list[Tensor] = []
         for p, streams in self.of.items():
-            # In double precision, so that a power of two, as loss scales are, comes out as itself.
-            wide = torch.float32 if p.device.type == "mps" else torch.float64
             now, total = cast("Tensor", p.grad).to(wide), _total(streams).to(wide)
             size = torch.stack([grad.norm() for grad in streams.values()]).sum()
-            rows.append(torch.stack([(now * total).sum(), (total * total).sum(), size.to(wide)]).cpu())
-        dots, squares, sizes = torch.stack(rows).double().unbind(1)
-        factor = float(dots.sum() / squares.sum()) if float(squares.sum()) != 0 else 1.0
-        for (p, streams), size in zip(self.of.items(), sizes.tolist(), strict=True):
-            error = (cast("Tensor", p.grad) - factor * _total(streams)).norm()
-            # The bound allows for rounding, also of sums that were accumulated in another order; nan passes on.
-            if float(error) > 64 * torch.finfo(p.dtype).eps * abs(factor) * size:
-                raise RuntimeError(
-                    f"the gradient of a parameter of shape {tuple(p.shape)} was changed by something other than one "
-                    "factor common to all parameters, which the streams cannot follow: put every loss into a stream, "
-                    "and clip with optimizer.clip_grad_norm_()"
-                )
+            rows.append(torch.stack([(now * total).sum(), (total * total).sum(), size.to(wide)]).to(home))
+        dots, squares, sizes = torch.stack(rows).unbind(1)
+        factor = float(torch.where(squares.sum() != 0, dots.sum() / squares.sum(), 1.0))
+        errors = [(cast("Tensor", p.grad) - factor * _total(streams)).norm().to(home) for p, streams in self.of.items()]
+        # The bound allows for rounding, also of sums that were accumulated in another order; nan passes on.
+        eps = torch.tensor([torch.finfo(p.dtype).eps for p in self.of], device=home)
+        wrong = torch.stack([error.to(wide) for error in errors]) > 64 * eps * abs(factor) * sizes
+        if bool(wrong.any()):
+            shape = tuple(list(self.of)[int(wrong.int().argmax())].shape)
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {shape} was changed by something other than one factor common to "
+                "all parameters, which the streams cannot follow: put every loss into a stream, and clip with "
+                "optimizer.clip_grad_norm_()"
+            )
         return factor
 
 
