@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # Tests run side by side; threads of their own would only get in each other's way.
 WORKERS ?= 2
 # What `make constraints` makes its pins with, and the one version that it does not choose itself. torch pins the
@@ -34,11 +34,11 @@ bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also 
 	$(BIN)/dotkd bench --json runs/bench.json
 
 constraints: $(VENV)/pyvenv.cfg  ## renew the pins of constraints.txt from pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(UV)
 	echo '$(TORCH)' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
 		--no-header --no-annotate --output-file $(VENV)/pins.txt pyproject.toml -
 	{ echo '# The versions that are tested, for every Python >= 3.10. Made by: make constraints'; \
-		grep -Ev '^(cuda|nvidia|triton)-?' $(VENV)/pins.txt; } > constraints.txt
+		grep -Ev '^(cuda|nvidia|triton)' $(VENV)/pins.txt; } > constraints.txt
 
 clean:  ## remove the environment and what tools leave behind; runs stay
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis
@@ -46,6 +46,7 @@ clean:  ## remove the environment and what tools leave behind; runs stay
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit("dotkd needs Python >= 3.10, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@echo 'setting up $(VENV): a minute or two'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-plots: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg

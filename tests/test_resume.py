@@ -19,7 +19,6 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dotkd import Trainer
@@ -167,7 +166,7 @@ def die_in(step):
     return act
 
 
-@pytest.mark.parametrize("death", [1, 2, 4, 5, 7, 8, 12])
+@pytest.mark.parametrize("death", [1, 4, 5, 7, 12])
 @pytest.mark.parametrize("every", [1, 3, None])
 def test_a_run_that_died_ends_with_the_same_bits(home, whole, tmp_path, death, every):
     config = vector_run(home).replace(checkpoint_every=every)
@@ -298,4 +297,3 @@ def test_the_position_in_metrics_is_that_of_the_file(home, tmp_path):
     state = load_latest(tmp_path / "run" / "checkpoints").state
     assert state["metrics"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size
     assert [record["step"] for record in records(tmp_path / "run")] == [2, 4, 4, 6]
-    assert torch.equal(state["random"]["torch"], state["random"]["torch"].byte())

@@ -122,9 +122,9 @@ class StreamGradients:
         if bool(wrong.any()):
             shape = tuple(list(self.of)[int(wrong.int().argmax())].shape)
             raise RuntimeError(
-                f"the gradient of a parameter of shape {shape} was changed by something other than one factor common to "
-                "all parameters, which the streams cannot follow: put every loss into a stream, and clip with "
-                "optimizer.clip_grad_norm_()"
+                f"the gradient of a parameter of shape {shape} was changed by something other than one factor "
+                "common to all parameters, which the streams cannot follow: put every loss into a stream, and clip "
+                "with optimizer.clip_grad_norm_()"
             )
         return factor
 
