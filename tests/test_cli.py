@@ -17,16 +17,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import tiny_runs
-from dotkd.cli import app, failures
+from dotkd.cli import app, conduct, failures
 from dotkd.cli.campaign import make_plan
 from dotkd.config import Config
+from dotkd.evidence.jobs import Ending, Job, Work
+
+Tell = Callable[..., Any]
 
 VERBS = ("demo", "train", "resume", "compare", "eval", "export", "recipes")
 TINY = ("teacher=mlp", "student=mlp", "student_options={width: 8}", "teacher_options={width: 8}", "epochs=2")
@@ -70,7 +76,7 @@ def test_help_and_version_need_no_torch():
         "for words in (['--help'], ['train', '--help'], ['--version']):\n"
         "    try: app(words)\n"
         "    except SystemExit as end: assert not end.code\n"
-        "sys.exit(bool({'torch', 'scipy', 'matplotlib', 'pydantic', 'numpy'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -123,7 +129,7 @@ def test_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch):
 
 def in_a_module(name: str, source: str) -> BaseException:
     """What `source` raises as part of a module of that name."""
-    with pytest.raises(BaseException) as caught:  # noqa: PT011, B017 - any error is the point
+    with pytest.raises(BaseException) as caught:
         exec(compile(source, f"{name}.py", "exec"), {"__name__": name})
     return caught.value
 
@@ -171,7 +177,7 @@ def test_train_names_its_folder_by_recipe_trainer_and_seed(source: str, tmp_path
 def test_stopped_run_says_how_to_continue_and_does(source: str, tmp_path: Path):
     words = ("train", "digits", source, *TINY, "student=tiny_runs:dropout", "student_options={}")
     assert dotkd(*words, "--out", "whole")[0] == 0
-    # Step 2 belongs to the perceptron that is the teacher: of the student's kind alone does the hook take notice.
+    # The hook counts the steps of such models alone; the teacher is none of them.
     with tiny_runs.before_each_step(tiny_runs.signal_in(2, signal.SIGTERM)):
         code, out, err = dotkd(*words, "--out", "stopped")
     assert (code, out) == (75, "")
@@ -233,27 +239,42 @@ def compare(source: str, *words: str) -> tuple[int, str, str]:
     return dotkd("compare", "digits", source, *TINY, "--trainers", "sgd,dot", "--methods", "none,kd", *words)
 
 
-def test_compare_from_the_first_run_to_the_last(source: str, tmp_path: Path):
-    code, out, err = compare(source, "--seeds", "1", "--jobs", "1", "--out", "c")
+def run_here(jobs: list[Job], work: Work, *, started: Tell, ended: Tell, **_: object) -> dict[str, Ending]:
+    """Stands for `run_jobs` without its processes, which take seconds to start; test_jobs.py is about those."""
+    endings: dict[str, Ending] = {}
+    for job in jobs:
+        started(job)
+        endings[job.name] = Ending(work(job))
+        ended(job, endings[job.name])
+    return endings
+
+
+def test_compare_from_the_first_run_to_the_last(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(conduct, "run_jobs", run_here)
+        code, out, err = compare(source, "--seeds", "1", "--out", "c")
     assert code == 0, err
     folder = tmp_path / "c"
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("summary.json")}
-    assert sorted(str(path.parent.relative_to(folder)) for path in kept) == [
-        "ce/seed-0", "kd+dot/seed-0", "kd/seed-0", "teacher"
-    ]  # fmt: skip
+    names = ["ce/seed-0", "kd+dot/seed-0", "kd/seed-0", "teacher"]
+    assert sorted(path.parent.relative_to(folder).as_posix() for path in kept) == names
     assert "4/4 runs" in err
     assert "\x1b" not in out + err
     assert "Nothing is shown about kd+dot against kd" in out
     assert {path.name for path in folder.glob("*.png")} == {"accuracy.png", "trade-off.png"}
 
-    # More seeds of the same comparison, another number of workers; what is finished is not run again.
+    # More seeds of the same comparison, now in two processes; what is finished is not run again.
     code, out, err = compare(source, "--seeds", "2", "--jobs", "2", "--out", "c")
     assert code == 0, err
     assert "4 of 7 runs in c are finished already" in err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     table = json.loads((folder / "comparison.json").read_text())
-    assert [(cell["name"], cell["val_selected"]["n"]) for cell in table["cells"]] == [("ce", 2), ("kd", 2), ("kd+dot", 2)]
-    assert {run["teacher_test_accuracy"] for run in table["runs"]} == {table["runs"][0]["teacher_test_accuracy"]}
+    assert [(cell["name"], cell["val_selected"]["n"]) for cell in table["cells"]] == [
+        ("ce", 2),
+        ("kd", 2),
+        ("kd+dot", 2),
+    ]
+    assert len({run["teacher_test_accuracy"] for run in table["runs"]}) == 1
     assert len((folder / "comparison.csv").read_text().splitlines()) == 1 + 6
 
     # The same run, trained by itself, has the same bits: neither the worker nor its neighbours leave a trace.
@@ -262,47 +283,52 @@ def test_compare_from_the_first_run_to_the_last(source: str, tmp_path: Path):
     weights = "student.safetensors"
     assert (tmp_path / "alone" / weights).read_bytes() == (folder / "kd+dot" / "seed-1" / weights).read_bytes()
 
-    refused(
-        "compare", "digits", source, *TINY, "lr=0.3", "--out", "c",
-        message="c holds another comparison; choose another --out, or take its settings:\n  lr: 0.05 there, 0.3 now",
-    )  # fmt: skip
+    lr = "c holds another comparison; choose another --out, or take its settings:\n  lr: 0.05 there, 0.3 now"
+    refused("compare", "digits", source, *TINY, "lr=0.3", "--out", "c", message=lr)
     refused("resume", "c", message="c holds a comparison")
     refused("compare", "digits", source, *TINY, "--out", "alone", message="is not empty and holds no comparison")
 
 
-def test_interrupted_compare_ends_with_75_and_continues(source: str, tmp_path: Path):
-    words = [sys.executable, "-m", "dotkd", "compare", "digits", source, *TINY, "epochs=4000", "checkpoint_every=7"]
-    words += ["--methods", "none", "--trainers", "sgd", "--seeds", "1", "--jobs", "1", "--out", "c"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
-    while process.poll() is None and not list((tmp_path / "c").glob("ce/seed-0/checkpoints/step-*")):
-        pass
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (75, ""), err
+def test_interrupted_compare_ends_with_75_and_leaves_a_checkpoint(source: str, tmp_path: Path):
+    checkpoints = tmp_path / "c" / "ce" / "seed-0" / "checkpoints"
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not list(checkpoints.glob("step-*")) and not ended.wait(0.01):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    words = ("epochs=4000", "--seeds", "1", "--jobs", "1", "--out", "c")
+    code, out, err = dotkd("compare", "digits", source, *TINY, "--methods", "none", "--trainers", "sgd", *words)
+    ended.set()
+    thread.join()
+    assert (code, out) == (75, ""), err
     assert "interrupted: 0 of 1 runs are finished" in err
-    assert "Traceback" not in err
-    assert list((tmp_path / "c" / "ce" / "seed-0" / "checkpoints").glob("step-*"))
+    assert list(checkpoints.glob("step-*"))
     assert not (tmp_path / "c" / "logs").exists()
 
 
-def test_failing_runs_are_told_and_leave_the_others(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "own.py").write_text(
-        "import torch\n"
-        "class Net(torch.nn.Linear):\n"
-        "    def __init__(self): super().__init__(8, 3)\n"
-        "    def forward(self, inputs):\n"
-        "        if self.training: raise RuntimeError('not this one')\n"
-        "        return super().forward(inputs)\n"
-    )
-    code, out, err = dotkd(
-        "compare", "digits", source, *TINY, "student=own:Net", "student_options={}",
-        "--trainers", "sgd", "--seeds", "1", "--jobs", "1", "--out", "c",
-    )  # fmt: skip
+def test_failing_runs_are_told_beside_the_others(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def one_fails(jobs: list[Job], work: Work, **tell: Tell) -> dict[str, Ending]:
+        fails = [job for job in jobs if job.name == "kd seed 0"]
+        return {**run_here([job for job in jobs if job not in fails], work, **tell), "kd seed 0": Ending("failed", "x")}
+
+    monkeypatch.setattr(conduct, "run_jobs", one_fails)
+    code, out, err = compare(source, "--seeds", "1", "--out", "c")
     assert code == 1
-    assert "teacher: test accuracy" in err
-    assert "kd seed 0: failed: RuntimeError: not this one (see c/logs/kd-seed-0.log)" in err.replace(os.sep, "/")
-    assert "Traceback" in (tmp_path / "c" / "logs" / "kd-seed-0.log").read_text()
-    assert "Traceback" not in err
+    assert "1 of the runs did not end (the same command tries them again):\n  kd seed 0: failed: x" in err
+    assert "| kd+dot |" in out
+
+
+def test_nothing_is_distilled_from_a_teacher_that_diverged(source: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(conduct, "run_jobs", run_here)
+    words = ("teacher=tiny_runs:faulty", "teacher_options={}", "max_skips=2", "log_every=1", "--out", "c")
+    for _ in range(2):  # also where it is found diverged already
+        code, out, err = compare(source, *words)
+        assert (code, out) == (3, "")
+        assert "the teacher diverged (c/teacher)" in err.replace(os.sep, "/")
 
 
 def test_cells_share_everything_but_method_and_trainer(source: str, tmp_path: Path):

@@ -64,7 +64,11 @@ def test_each_method_has_its_own_baseline():
 
 def test_adamw_is_the_plain_trainer_of_its_own_kind():
     cells = make_cells(["none", "kd"], ["adamw", "dot-adamw"])
-    assert [(cell.name, cell.trainer) for cell in cells] == [("ce", "adamw"), ("kd", "adamw"), ("kd+dot-adamw", "dot-adamw")]
+    assert [(cell.name, cell.trainer) for cell in cells] == [
+        ("ce", "adamw"),
+        ("kd", "adamw"),
+        ("kd+dot-adamw", "dot-adamw"),
+    ]
     assert [cell.name for cell in make_cells(["kd"], ["sgd", "adamw"])] == ["kd", "kd+adamw"]
 
 
@@ -123,7 +127,8 @@ def test_tables_fit_80_columns_and_lose_no_column():
     assert max(map(len, tables.splitlines())) <= 80
     for text in ("test acc. %", "last epoch", "gain on kd", "p", "task, test", "distill., test", "kd+dot-normalized"):
         assert text in tables
-    assert "\x1b" not in tables and "…" not in tables
+    assert "\x1b" not in tables
+    assert "…" not in tables
 
 
 def test_one_seed_is_a_dash_and_never_a_zero():
@@ -177,7 +182,9 @@ def told(dot: list[Run], **controls: list[Run]) -> str:
 
 def test_gain_is_shown_with_its_numbers():
     text = told(runs_of(BETTER, LOWER_TASK, LOWER_DISTILL))
-    assert text.startswith("Over 5 seeds, kd+dot was shown to beat kd in test accuracy (+2.02 ± 0.10 points, p < 0.001)")
+    assert text.startswith(
+        "Over 5 seeds, kd+dot was shown to beat kd in test accuracy (+2.02 ± 0.10 points, p < 0.001)"
+    )
     assert "both test losses ended lower" in text
     assert "no control was run" in text
 

@@ -123,9 +123,7 @@ def test_splits_are_disjoint(spec: str) -> None:
 
 def test_fingerprints_do_not_change() -> None:
     # digits only: that of MNIST-1D names the version of its package.
-    assert (
-        data.load("digits").fingerprint == "14059c26c9e3b5435ff2dc263f248600e8b5a5ac2e1207811f355f83faf49ac0"
-    )
+    assert data.load("digits").fingerprint == "14059c26c9e3b5435ff2dc263f248600e8b5a5ac2e1207811f355f83faf49ac0"
 
 
 def test_fingerprint_tells_data_and_splits_apart() -> None:
@@ -156,9 +154,7 @@ def test_hold_out_never_empties_a_class() -> None:
 
 
 def test_hold_out_refuses_a_class_of_one() -> None:
-    with pytest.raises(
-        ValueError, match=r"cannot hold out 10% of class 'b': expected at least 2 samples, 1 left"
-    ):
+    with pytest.raises(ValueError, match=r"cannot hold out 10% of class 'b': expected at least 2 samples, 1 left"):
         hold_out(torch.tensor([0, 0, 1]), 0.1, class_names=["a", "b"])
 
 
@@ -270,9 +266,7 @@ def test_a_batch_equals_the_literal_one() -> None:
 
 
 def test_without_shuffling_the_order_is_that_of_the_split() -> None:
-    index = torch.cat(
-        [batch.index for batch in data.batches(made(grey()), "val", batch_size=7, epoch=4, seed=9)]
-    )
+    index = torch.cat([batch.index for batch in data.batches(made(grey()), "val", batch_size=7, epoch=4, seed=9)])
     assert index.tolist() == list(range(30))
 
 
@@ -296,9 +290,7 @@ def test_starting_late_gives_the_tail_bit_for_bit(augment: str, drop_last: bool)
     }
     torch.manual_seed(0)
     whole = list(data.batches(dataset, "train", **options))
-    assert (
-        len(whole) == data.batch_count(dataset, "train", batch_size=8, drop_last=drop_last) == 4 - drop_last
-    )
+    assert len(whole) == data.batch_count(dataset, "train", batch_size=8, drop_last=drop_last) == 4 - drop_last
     for start in range(len(whole) + 1):
         torch.manual_seed(start)  # which must not matter
         tail = list(data.batches(dataset, "train", **options, start=start))
@@ -324,16 +316,12 @@ def test_seeds_epochs_and_batches_differ() -> None:
 
 def test_order_is_pinned() -> None:
     # A change of this order changes every published number: it must not come unnoticed.
-    found = next(
-        data.batches(made(grey()), "train", batch_size=6, shuffle=True, seed=1, epoch=2)
-    ).index.tolist()
+    found = next(data.batches(made(grey()), "train", batch_size=6, shuffle=True, seed=1, epoch=2)).index.tolist()
     assert found == [3, 23, 16, 19, 0, 6]
     assert draw_views(6, seed=1, epoch=2, batch=3).tolist() == [20, 50, 76, 42, 83, 0]
 
 
-@pytest.mark.parametrize(
-    ("size", "drop_last", "count"), [(7, False, 5), (7, True, 4), (30, True, 1), (31, False, 1)]
-)
+@pytest.mark.parametrize(("size", "drop_last", "count"), [(7, False, 5), (7, True, 4), (30, True, 1), (31, False, 1)])
 def test_batch_count(size: int, drop_last: bool, count: int) -> None:
     dataset = made(grey())
     assert data.batch_count(dataset, "train", batch_size=size, drop_last=drop_last) == count
@@ -432,9 +420,7 @@ def test_dataset_refuses(split: Split, message: str) -> None:
 
 
 def test_dataset_refuses_one_class() -> None:
-    with pytest.raises(
-        ValueError, match="expected at least 2 classes and a name for each, got 1 classes and 1 names"
-    ):
+    with pytest.raises(ValueError, match="expected at least 2 classes and a name for each, got 1 classes and 1 names"):
         made(grey(), classes=1)
 
 
@@ -453,9 +439,7 @@ def four(**changes: object) -> dict[str, object]:
 
 
 def test_arrays_as_named(tmp_path: Path) -> None:
-    spec = saved(
-        tmp_path / "a.npz", **four(x_val=grey(5).numpy(), y_val=np.array([1, 0, 1, 0, 1], dtype=np.uint8))
-    )
+    spec = saved(tmp_path / "a.npz", **four(x_val=grey(5).numpy(), y_val=np.array([1, 0, 1, 0, 1], dtype=np.uint8)))
     dataset = data.load(spec)
     assert torch.equal(dataset.train.inputs, grey(8))
     assert torch.equal(dataset.val.inputs, grey(5))
@@ -494,9 +478,7 @@ def test_safetensors_and_npz_are_the_same_data(tmp_path: Path) -> None:
         (np.ones((8, 4), np.uint8), (4,), torch.uint8),
     ],
 )
-def test_shapes_and_types_of_arrays(
-    tmp_path: Path, array: object, shape: tuple[int, ...], kind: torch.dtype
-) -> None:
+def test_shapes_and_types_of_arrays(tmp_path: Path, array: object, shape: tuple[int, ...], kind: torch.dtype) -> None:
     dataset = data.load(saved(tmp_path / "a.npz", x=array, y=[0, 1] * 4))
     assert dataset.input_shape == shape
     assert isinstance(dataset.train.inputs, Tensor)
@@ -647,9 +629,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path: Path) -> Non
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
-    with pytest.raises(
-        ValueError, match=r"expected arrays:PATH to end in .npz or .safetensors, got .*a\.csv"
-    ):
+    with pytest.raises(ValueError, match=r"expected arrays:PATH to end in .npz or .safetensors, got .*a\.csv"):
         data.load(f"arrays:{tmp_path / 'a.csv'}")
 
 
@@ -657,7 +637,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     for module, package, spec, hint in [
-        ("dotkd.data.imagefolder", "PIL", "imagefolder:x", "pip install 'dotkd[vision]'"),
+        ("dotkd.data.imagefolder", "PIL", "imagefolder:x", "pip install pillow"),
         ("dotkd.data.digits", "sklearn.datasets", "digits", "pip install scikit-learn"),
         ("dotkd.data.mnist1d", "mnist1d.data", "mnist1d", "pip install mnist1d"),
     ]:

@@ -110,9 +110,7 @@ def test_one_folder_is_split_in_three(tmp_path: Path) -> None:
     assert sizes(dataset) == [32, 4, 4]
     for split in (dataset.val, dataset.test):
         assert split.targets.tolist() == [0, 0, 1, 1]
-    rows = [
-        row.numpy().tobytes() for split in (dataset.train, dataset.val, dataset.test) for row in split.inputs
-    ]
+    rows = [row.numpy().tobytes() for split in (dataset.train, dataset.val, dataset.test) for row in split.inputs]
     assert len(set(rows)) == 40
 
 
@@ -121,9 +119,7 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     assert sizes(dataset) == [6, 2, 4]
     assert dataset.class_names == ("n01", "n02")
     assert dataset.test.targets.tolist() == [0, 0, 1, 1]
-    assert torch.equal(
-        dataset.test.inputs[torch.tensor([2])][0], pixels(tmp_path / "val" / "images" / "val_2.JPEG")
-    )
+    assert torch.equal(dataset.test.inputs[torch.tensor([2])][0], pixels(tmp_path / "val" / "images" / "val_2.JPEG"))
 
 
 def test_a_part_of_tiny_imagenet_with_its_complete_lists(tmp_path: Path) -> None:
@@ -173,7 +169,9 @@ def test_paths_of_every_kind(tmp_path: Path, name: str, monkeypatch: pytest.Monk
 
 
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
-    plain = data.load(f"imagefolder:{fill(tmp_path / 'real', count=5)}")
+    fill(tmp_path / "real", count=5)
+    draw(tmp_path / "real" / "b" / "deep" / "x.png")
+    plain = data.load(f"imagefolder:{tmp_path / 'real'}")
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "a").symlink_to(tmp_path / "real" / "a")
@@ -217,9 +215,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
 def test_transparency_is_dropped(tmp_path: Path) -> None:
     rgba = np.random.RandomState(0).randint(0, 256, (4, 5, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "x.png", image_size=None), rgba[..., :3].transpose(2, 0, 1)
-    )
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png", image_size=None), rgba[..., :3].transpose(2, 0, 1))
 
 
 def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
@@ -250,18 +246,16 @@ def test_resizing_keeps_the_proportions_and_the_centre(tmp_path: Path, size: tup
     """A smooth picture resized and then cropped, in that order, is the same to within rounding."""
     width, height = size
     ramp = (
-        np.linspace(0, 255, width)[None, :, None]
-        * np.ones((height, 1, 3))
-        * np.linspace(0.2, 1, height)[:, None, None]
+        np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3)) * np.linspace(0.2, 1, height)[:, None, None]
     )
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "x.png")
     found = read_image(tmp_path / "x.png", image_size=10)
     side = min(size)
     larger = Image.open(tmp_path / "x.png").resize((round(width * 10 / side), round(height * 10 / side)), 2)
     left, top = (larger.width - 10) / 2, (larger.height - 10) / 2
-    expected = np.asarray(
-        larger.transform((10, 10), Image.Transform.AFFINE, (1, 0, left, 0, 1, top), 2)
-    ).transpose(2, 0, 1)
+    expected = np.asarray(larger.transform((10, 10), Image.Transform.AFFINE, (1, 0, left, 0, 1, top), 2)).transpose(
+        2, 0, 1
+    )
     assert found.shape == (3, 10, 10)
     assert np.abs(found.astype(int) - expected)[:, 1:-1, 1:-1].max() <= 8
 
@@ -360,6 +354,16 @@ def test_a_damaged_image_is_named(tmp_path: Path, ending: str, kind: str) -> Non
         read_image(path, image_size=None)
 
 
+def test_an_error_of_a_decoder_library_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> Image.Image:
+        raise RuntimeError("Failed to decode frame 0")  # as the AVIF decoder does
+
+    monkeypatch.setattr(images, "_to_rgb", fail)
+    path = draw(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: Failed to decode frame 0 (RuntimeError)")):
+        read_image(path, image_size=None)
+
+
 def test_damage_is_found_on_loading(tmp_path: Path) -> None:
     path = damaged(fill(tmp_path, count=5) / "b" / "3.png", "other")
     with pytest.raises(
@@ -391,18 +395,14 @@ def test_a_failed_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(images, "_READ_PAUSES", (0.0, 0.0))
     assert read_image(path, image_size=None).shape == (3, 4, 5)
     failures[0] = 3
-    with pytest.raises(
-        ValueError, match=re.escape(f"cannot read the image {path}: stale file handle (OSError)")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"cannot read the image {path}: stale file handle (OSError)")):
         read_image(path, image_size=None)
 
 
 def test_unequal_sizes_name_both_files(tmp_path: Path) -> None:
     odd = draw(fill(tmp_path, count=9) / "b" / "4.png", size=(6, 3))
     message = f"images differ in size: {odd} is 6x3, {tmp_path}/a/"
-    with pytest.raises(
-        ValueError, match=re.escape(message) + r"\d\.png is 5x4; give image_size= to resize and crop"
-    ):
+    with pytest.raises(ValueError, match=re.escape(message) + r"\d\.png is 5x4; give image_size= to resize and crop"):
         data.load(f"imagefolder:{tmp_path}")
 
 
@@ -484,9 +484,7 @@ def test_validation_images_of_tiny_imagenet_need_a_known_class(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"names images that are not in .*: val_4\.JPEG"):
         data.load(f"imagefolder:{tmp_path}")
     annotations.write_text(annotations.read_text().replace("val_4.JPEG\tn02", "val_3.JPEG\tn07"))
-    with pytest.raises(
-        ValueError, match=re.escape(f"{tmp_path}/val has classes that {tmp_path}/train lacks: n07")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/val has classes that {tmp_path}/train lacks: n07")):
         data.load(f"imagefolder:{tmp_path}")
     draw(tmp_path / "val" / "images" / "stray.JPEG", size=(8, 8))
     with pytest.raises(ValueError, match=r"val_annotations\.txt gives no class for: stray\.JPEG"):
@@ -507,9 +505,7 @@ def test_a_missing_folder_is_answered_with_the_nearest_name(tmp_path: Path) -> N
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     path = draw(tmp_path / "x.png")
-    with pytest.raises(
-        ValueError, match=re.escape(f"expected a folder of class folders, got the file {path}")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"expected a folder of class folders, got the file {path}")):
         data.load(f"imagefolder:{path}")
 
 

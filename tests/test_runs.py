@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dotkd.evidence.runs import is_finished, read_evaluations, read_run
-from run_folders import make_run
+from dotkd.evidence.runs import epochs_done, is_finished, read_evaluations, read_run
+from run_folders import EPOCHS, make_run
 
 
 def test_summary_is_read(tmp_path: Path):
@@ -72,6 +72,11 @@ def test_evaluations_in_order_and_the_later_of_two_lines(tmp_path: Path):
     assert [point.step for point in points] == [10, 20, 30]
     assert (points[1].test.accuracy, points[1].test.distill_loss) == (0.123, None)
     assert points[2].test.distill_loss == 1.2
+
+
+def test_epochs_are_counted_while_a_run_goes_on(tmp_path: Path):
+    assert epochs_done(tmp_path) == 0
+    assert epochs_done(make_run(tmp_path)) == EPOCHS
 
 
 def test_line_cut_short_is_passed_over(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 - The learning rate of step t of T, with w steps of warm-up: lr (t + 1) / (w + 1) while t < w; then constant, or times
   gamma at the start of each milestone epoch, or lr / 2 (1 + cos(pi (t - w) / (T - w))).
-- Every trainer equals a loop over torch's own optimizers (tiny_runs.literal_run) on the same batches: `sgd` one
+- Every trainer equals a loop over torch's own optimizers (literal_loop.py) on the same batches: `sgd` one
   optimizer on the weighted sum, `dot` two with momentum mu -/+ delta, `dot-normalized` the same with the learning rates
   times (1 - m) / (1 - mu), `sgd-matched` one with the loss weights and the decay times DOT's steady-state factors,
   `adamw` torch's; `dot-adamw` equals its literal transcription. Clipping, smoothing and Nesterov included.
@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from dotkd import Trainer, models
 from dotkd.schedule import learning_rate, plan
-from tiny_runs import CLASSES, FEATURES, STEPS, given_teacher, literal_run, records, tiny, vectors
+from literal_loop import literal_run
+from tiny_runs import CLASSES, FEATURES, STEPS, given_teacher, records, tiny, vectors
 
 TRAINERS = ("sgd", "sgd-matched", "dot", "dot-normalized", "adamw", "dot-adamw")
 

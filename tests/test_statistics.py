@@ -42,7 +42,8 @@ def test_paired_difference_is_scipys_paired_test():
     interval = oracle.confidence_interval(0.95)
     result = paired_difference(by_seed(VALUES), by_seed(OTHERS))
     assert result.p == pytest.approx(oracle.pvalue, rel=1e-10)
-    assert result.mean is not None and result.half_width is not None
+    assert result.mean is not None
+    assert result.half_width is not None
     assert result.mean - result.half_width == pytest.approx(interval.low, rel=1e-10)
     assert result.mean + result.half_width == pytest.approx(interval.high, rel=1e-10)
     assert result.n == 5

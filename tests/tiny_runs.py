@@ -1,4 +1,4 @@
-"""What the tests of the training loop share: data sets and models of a few numbers, stops, and a literal loop.
+"""What the tests of the training loop share: data sets, models and teachers of a few numbers, and ways to stop a run.
 
 The models are named to the trainer as `tiny_runs:NAME`.
 """
@@ -9,21 +9,19 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dotkd import Config, Trainer, data, models
+from dotkd import Config, Trainer, models
 from dotkd.checkpoint import load_latest
 from dotkd.trainer import Interrupted
-from reference import dot_adamw_step
 
 CLASSES, FEATURES = 3, 8
 TRAIN, VAL, TEST = 96, 24, 48
@@ -73,6 +71,20 @@ def given_teacher(folder: Path, **options: object) -> dict[str, object]:
     save_file(model.state_dict(), folder / "teacher.safetensors")
     weights = str(folder / "teacher.safetensors")
     return {"teacher": "mlp", "teacher_options": options, "teacher_weights": weights}
+
+
+def trained_teacher(folder: Path) -> dict[str, object]:
+    """The keys of a config for a teacher that knows the classes of `vectors`."""
+    given = given_teacher(folder)
+    changes = {
+        "student_options": given["teacher_options"],
+        "method": "none",
+        "trainer": "adamw",
+        "epochs": 8,
+        "lr": 0.02,
+    }
+    Trainer(tiny(vectors(folder), **changes), folder / "teacher").fit()
+    return {**given, "teacher_weights": str(folder / "teacher")}
 
 
 def tiny(source: str, **changes: object) -> Config:
@@ -138,6 +150,23 @@ class Faulty(Net):
 
 def faulty(input_shape, first=1, last=10**9):
     return Faulty(math.prod(input_shape), first, last)
+
+
+class FaultyInside(nn.Module):
+    """What goes through it in training step `step` (from 1) becomes not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step, self.calls = step, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        return inputs * (math.inf if self.training and self.calls == self.step else 1.0)
+
+
+def faulty_inside(input_shape, step):
+    """The fault is met by batch norm, which keeps statistics of it."""
+    return Net(math.prod(input_shape), FaultyInside(step), nn.BatchNorm1d(8), nn.ReLU())
 
 
 class NaNTeacher(nn.Module):
@@ -225,85 +254,3 @@ def everything(out: Path) -> dict[str, object]:
     last = load_latest(out / "checkpoints")
     weights = {path.name: plain(load_file(path)) for path in sorted(out.glob("*.safetensors"))}
     return {**weights, "step": last.step, "state": plain(last.state), "records": records(out)}
-
-
-# --- the literal loop
-
-
-def literal_run(
-    config: Config, student: nn.Module, teacher: nn.Module, rate: Callable[[int], float]
-) -> Iterator[dict[str, Tensor]]:
-    """Trains `student` by torch's own optimizers on the two gradients; yields its state after each step.
-
-    rate: the learning rate of step 0, 1, ...
-    """
-    dataset, params = data.load(config.data, validation=config.validation), list(student.parameters())
-    mu, delta, task_weight, distill_weight = config.momentum, config.delta, config.task_weight, config.distill_weight
-    if config.trainer == "sgd-matched":
-        task_weight, distill_weight = (
-            task_weight * (1 - mu) / (1 - mu + delta),
-            distill_weight * (1 - mu) / (1 - mu - delta),
-        )
-    update, step = _literal_update(config, params), 0
-    student.train()
-    for epoch in range(config.epochs):
-        for batch in data.batches(
-            dataset, "train", batch_size=config.batch_size, epoch=epoch, seed=config.seed, shuffle=True, drop_last=True
-        ):
-            logits, known = student(batch.inputs), teacher(batch.inputs).detach()
-            task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=config.label_smoothing)
-            t = config.temperature
-            soft = F.softmax(known.double() / t, 1)
-            distill = t * t * F.kl_div(F.log_softmax(logits.double() / t, 1), soft, reduction="batchmean")
-            by_task = torch.autograd.grad(task_weight * task, params, retain_graph=True)
-            by_distill = torch.autograd.grad(distill_weight * distill, params)
-            norm = torch.stack([(a + b).norm() for a, b in zip(by_task, by_distill, strict=True)]).norm()
-            factor = min(1.0, config.clip_norm / (float(norm) + 1e-6)) if config.clip_norm else 1.0
-            update(rate(step), [factor * g for g in by_task], [factor * g for g in by_distill])
-            step += 1
-            yield {name: value.detach().clone() for name, value in student.state_dict().items()}
-
-
-def _literal_update(config: Config, params: list[nn.Parameter]) -> Callable[[float, list[Tensor], list[Tensor]], None]:
-    mu, delta, decay = config.momentum, config.delta, config.weight_decay
-    share = {m: (1 - m) / (1 - mu) if config.trainer == "dot-normalized" else 1.0 for m in (mu - delta, mu + delta)}
-    state: list[dict] = [{} for _ in params]
-
-    def sgd(momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            params, lr=1.0, momentum=momentum, weight_decay=weight_decay, nesterov=config.nesterov, foreach=False
-        )
-
-    def run(optimizer: torch.optim.Optimizer, lr: float, grads: list[Tensor]) -> None:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad.clone()
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.step()
-
-    def summed(optimizer: torch.optim.Optimizer) -> Callable[[float, list[Tensor], list[Tensor]], None]:
-        return lambda lr, task, distill: run(optimizer, lr, [g + h for g, h in zip(task, distill, strict=True)])
-
-    match config.trainer:
-        case "sgd":
-            return summed(sgd(mu, decay))
-        case "sgd-matched":
-            return summed(sgd(mu, decay * (1 - mu) / (1 - mu + delta)))
-        case "adamw":
-            kwargs = {"betas": (mu, config.beta2), "eps": config.eps, "weight_decay": decay, "foreach": False}
-            return summed(torch.optim.AdamW(params, **kwargs))
-        case "dot" | "dot-normalized":
-            first, second = sgd(mu - delta, decay), sgd(mu + delta, 0.0)
-
-            def two(lr: float, task: list[Tensor], distill: list[Tensor]) -> None:
-                run(first, lr * share[mu - delta], task)
-                run(second, lr * share[mu + delta], distill)
-
-            return two
-
-    @torch.no_grad()
-    def dot_adamw(lr: float, task: list[Tensor], distill: list[Tensor]) -> None:
-        rest = {"betas": (mu, config.beta2), "delta": delta, "eps": config.eps, "weight_decay": decay}
-        for p, g, h, own in zip(params, task, distill, state, strict=True):
-            p.copy_(dot_adamw_step(p, g, h, own, lr=lr, **rest))
-
-    return dot_adamw

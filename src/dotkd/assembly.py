@@ -18,7 +18,10 @@ from dotkd.schedule import Plan, plan
 
 
 class Parts(NamedTuple):
-    """What a run is made of. ``teacher`` has no weights yet, ``average`` is the moving average of the student."""
+    """What a run is made of. ``average`` is the moving average of the student.
+
+    ``teacher`` has its weights where ``teacher_weights`` names some; else it is still to be trained.
+    """
 
     device: torch.device
     dataset: Dataset
@@ -44,6 +47,8 @@ def assemble(config: Config) -> Parts:
     augment: Augment = "crop-flip" if config.data.startswith("imagefolder:") else "none"
     if config.augment != "auto":
         augment = config.augment
+    # What does not fit the data is refused at this call, before a teacher has been trained.
+    data.batches(dataset, "train", batch_size=config.batch_size, drop_last=True, augment=augment)
     seed_everything(config.seed, device)
     student = build_model(config.student, config.student_options, dataset, device)
     if config.student_weights:
@@ -51,6 +56,8 @@ def assemble(config: Config) -> Parts:
     teacher = None
     if config.method != "none" or config.teacher_weights:
         teacher = build_model(config.teacher, config.teacher_options, dataset, device)
+        if config.teacher_weights:
+            models.load_weights(teacher, config.teacher_weights)
     average = None
     if config.ema:
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)

@@ -66,7 +66,7 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -142,11 +142,11 @@ class Log:
     """
 
     def __init__(self, out: Path, *, keep: int, step: int, tensorboard: bool, display: Display | None) -> None:
+        self._board = _board(out, step) if tensorboard else None
         self._file = (out / "metrics.jsonl").open("ab")
         self._file.truncate(keep)
         self._file.seek(keep)  # or `position` would still be where the file ended before
         self._display = display
-        self._board = _board(out, step) if tensorboard else None
 
     @property
     def position(self) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
+from dotkd.batch_statistics import BatchStatistics
 from dotkd.checkpoint import save_weights, write_atomically
-from dotkd.config import Config
+from dotkd.config import Config, ConfigError
 from dotkd.data import Augment, Batch, SplitName
 from dotkd.distiller import Distiller, logits_of, refuse_non_finite
 from dotkd.evaluation import Examiner
@@ -73,6 +74,8 @@ class Trainer:
             parts.student,
             parts.teacher,
         )
+        if self.teacher is not None and not config.teacher_weights:
+            teacher_config(config)  # refused now rather than when its turn comes
         self._augment: Augment = parts.augment
         self._plan, self._ema = parts.plan, parts.average
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
@@ -81,6 +84,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=self.device) if config.clip_norm else None
         self._means = Means(self.device)
+        self._statistics = BatchStatistics(self.student)
         self._distiller: Distiller | None = None
         self._step = self._epoch = self._skipped_before = 0
         self._seconds = 0.0
@@ -179,6 +183,7 @@ class Trainer:
         config, optimizer = self.config, self._plan.optimizer
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, self._step, self._steps_per_epoch)
+        self._statistics.remember()
         for inputs, targets, index in zip(*(part.chunk(config.accumulate) for part in batch), strict=True):
             with self._autocast():
                 task, distill, logits = self._losses(inputs, targets, index)
@@ -189,6 +194,7 @@ class Trainer:
             optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
         self._scaler.step(optimizer)
         self._scaler.update()
+        self._statistics.put_back_if(cast("Tensor", optimizer._skips)[1] > 0)
         optimizer.zero_grad()
         if self._ema:
             self._ema.update_parameters(self.student)
@@ -199,7 +205,9 @@ class Trainer:
             task = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
             return task, None, logits
         known = self._examiner.known("train")
-        return self._distiller(inputs, targets, None if known is None else known[index.to(self.device)])
+        return self._distiller(
+            inputs, targets, None if known is None else known[index.to(self.device, non_blocking=True)]
+        )
 
     def _write_means(self, log: Log, rate: float, batch: Batch) -> None:
         optimizer = self._plan.optimizer
@@ -238,8 +246,8 @@ class Trainer:
         config = self.config
         if self.teacher is None:
             return
-        weights = config.teacher_weights or teacher_run(config, self.out / "teacher", display=self._display)
-        models.load_weights(self.teacher, weights)
+        if not config.teacher_weights:
+            models.load_weights(self.teacher, teacher_run(config, self.out / "teacher", display=self._display))
         self._distiller = Distiller(
             self._forward,
             self.teacher,
@@ -321,8 +329,9 @@ class Trainer:
                 "teacher": models.parameter_count(self.teacher) if self.teacher else None,
             },
         )
-        write_atomically(self.out / "summary.json", to_json(summary, indent=2) + "\n")
-        return summary
+        text = to_json(summary, indent=2)
+        write_atomically(self.out / "summary.json", text + "\n")
+        return json.loads(text)
 
     def _diagnosis(self, batch: Batch) -> str:
         """Why steps are skipped, found on one batch."""
@@ -337,19 +346,34 @@ class Trainer:
 
 
 def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:
-    """Train the teacher of ``config`` on its task loss in the run folder ``out``, or finish that; returns ``out``."""
-    teacher = config.replace(
-        student=config.teacher,
-        student_options=config.teacher_options,
-        student_weights=None,
-        method="none",
-        method_options={},
-        trainer="adamw" if "adamw" in config.trainer else "sgd",
-        epochs=config.teacher_epochs or config.epochs,
-        lr=config.teacher_lr or config.lr,
-        label_smoothing=0.0,
-        ema=None,
-    )
+    """Train the teacher of ``config`` on its task loss in the run folder ``out``, or finish that; returns ``out``.
+
+    Raises:
+        Diverged: now, or when it was trained before; nothing can be distilled from it.
+    """
     resuming = (out / "config.yaml").exists()
-    Trainer(teacher, out, display=display, resuming=resuming).fit()
+    summary = Trainer(teacher_config(config), out, display=display, resuming=resuming).fit()
+    if summary["status"] == "diverged":
+        raise Diverged(f"the teacher in {out} diverged: nothing can be distilled from it")
     return out
+
+
+def teacher_config(config: Config) -> Config:
+    """The config of the run that trains the teacher of ``config``; raises ConfigError where there can be none."""
+    try:
+        return config.replace(
+            student=config.teacher,
+            student_options=config.teacher_options,
+            student_weights=None,
+            method="none",
+            method_options={},
+            task_weight=1.0,
+            trainer="adamw" if "adamw" in config.trainer else "sgd",
+            epochs=config.teacher_epochs or config.epochs,
+            lr=config.teacher_lr or config.lr,
+            label_smoothing=0.0,
+            ema=None,
+        )
+    except ConfigError as error:
+        lines = "\n".join(f"the teacher's training: {problem}" for problem in error.problems)
+        raise ConfigError(lines) from error

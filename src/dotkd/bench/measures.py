@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,7 +128,7 @@ def peak_memory(conditions: Conditions) -> Measure:
 
 
 class _Step:
-    """A student, an optimizer and a batch; `run` takes one training step with them."""
+    """A student, an optimizer and a batch; `run` takes one training step, on all or the first samples of the batch."""
 
     def __init__(self, device: torch.device, *, dot: bool) -> None:
         self.student = models.build("resnet2d", num_classes=_CLASSES, input_shape=_SHAPE, options=_STUDENT).to(device)
@@ -136,29 +136,22 @@ class _Step:
         self.targets = torch.randint(_CLASSES, (_BATCH,)).to(device)
         self.teacher_logits = torch.randn(_BATCH, _CLASSES).to(device)
         params = self.student.parameters()
-        self.run: Callable[..., None] = self._dot if dot else self._plain
-        if dot:
-            self.dot = DOT(params, lr=_LR, momentum=_MOMENTUM, delta=_DELTA, weight_decay=_WEIGHT_DECAY)
-        else:
-            self.sgd = torch.optim.SGD(params, lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        self.optimizer = (
+            DOT(params, lr=_LR, momentum=_MOMENTUM, delta=_DELTA, weight_decay=_WEIGHT_DECAY)
+            if dot
+            else torch.optim.SGD(params, lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        )
 
-    def _losses(self, samples: int) -> tuple[Tensor, Tensor]:
+    def run(self, samples: int | None = None) -> None:
         logits = self.student(self.inputs[:samples])
-        task = F.cross_entropy(logits, self.targets[:samples])
-        distill = losses.kd(logits, self.teacher_logits[:samples], temperature=4.0)
-        return 0.1 * task, 0.9 * distill
-
-    def _dot(self, samples: int = _BATCH) -> None:
-        task, distill = self._losses(samples)
-        self.dot.backward(task=task, distill=distill)
-        self.dot.step()
-        self.dot.zero_grad()
-
-    def _plain(self, samples: int = _BATCH) -> None:
-        task, distill = self._losses(samples)
-        (task + distill).backward()
-        self.sgd.step()
-        self.sgd.zero_grad()
+        task = 0.1 * F.cross_entropy(logits, self.targets[:samples])
+        distill = 0.9 * losses.kd(logits, self.teacher_logits[:samples], temperature=4.0)
+        if isinstance(self.optimizer, DOT):
+            self.optimizer.backward(task=task, distill=distill)
+        else:
+            (task + distill).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def resnet50_shapes(*, shrink: int) -> list[tuple[int, ...]]:

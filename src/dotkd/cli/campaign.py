@@ -12,27 +12,22 @@ Started again with the same words it skips the runs that ended and continues tho
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from dotkd.evidence import plots
 from dotkd.evidence.comparison import (
-    CE_MEASURED_BY,
     NO_DISTILLATION,
     Cell,
     Row,
-    as_csv,
-    as_json,
     check_names,
     make_cells,
     make_rows,
     plain_trainer,
 )
 from dotkd.evidence.jobs import INTERRUPTED, Ending, Job
-from dotkd.evidence.runs import Run, is_finished, read_evaluations, read_run
+from dotkd.evidence.runs import Run, is_finished, read_run
 
 if TYPE_CHECKING:
     from dotkd.config import Config
@@ -130,16 +125,13 @@ def claim(plan: Plan) -> None:
 
 
 def rehearse(plan: Plan) -> None:
-    """Builds what the first run will need, so that wrong input is told here and at once, before a folder is made.
+    """Builds what the runs will need, so that wrong input is told here and at once, before a folder is made.
 
     Raises whatever data, models and weights raise where they are missing or do not fit together.
     """
-    from dotkd import models
     from dotkd.trainer import Trainer
 
-    trainer = Trainer(_cell_config(plan, plan.cells[0], plan.seeds[0]), plan.out, resuming=True)
-    if plan.config.teacher_weights is not None and trainer.teacher is not None:
-        models.load_weights(trainer.teacher, plan.config.teacher_weights)
+    Trainer(plan.config, plan.out, resuming=True)
 
 
 def make_jobs(plan: Plan) -> list[Job]:
@@ -188,43 +180,7 @@ def default_workers(config: Config) -> int:
 
     if config.device != "cpu" and torch.cuda.is_available():
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, cores // (config.threads or 1))
-
-
-def number_files(plan: Plan) -> list[Path]:
-    """Where the table and the numbers of the runs are written."""
-    return [plan.out / "comparison.json", plan.out / "comparison.csv"]
-
-
-def write_results(plan: Plan, rows: Sequence[Row], runs: Mapping[str, list[Run]]) -> list[Path]:
-    """Writes the table, the numbers and the pictures, and returns their paths.
-
-    Raises ModuleNotFoundError naming the extra where matplotlib is missing, after the files that need none.
-    """
-    from dotkd.checkpoint import write_atomically
-
-    table = {"comparison": plan.name, "seeds": plan.seeds, **as_json(rows, runs)}
-    paths = number_files(plan)
-    write_atomically(paths[0], json.dumps(table, indent=1, allow_nan=False) + "\n")
-    write_atomically(paths[1], as_csv(runs))
-    curves = {name: [read_evaluations(run.path) for run in ended if not run.diverged] for name, ended in runs.items()}
-    if not any(curves.values()):
-        return paths
-    accuracy = plan.out / "accuracy.png"
-    teacher = next((run.teacher_accuracy for ended in runs.values() for run in ended if run.teacher_accuracy), None)
-    plots.accuracy_over_epochs(curves, accuracy, title=f"{plan.name}: accuracy of the student", teacher=teacher)
-    paths.append(accuracy)
-    methods = list(dict.fromkeys(cell.method for cell in plan.cells if cell.method != NO_DISTILLATION))
-    for method in methods:
-        # Losses of different methods are not of one scale: a picture each.
-        alike = (method, NO_DISTILLATION) if method == CE_MEASURED_BY else (method,)
-        shown = {cell.name: curves[cell.name] for cell in plan.cells if cell.method in alike}
-        path = plan.out / ("trade-off.png" if len(methods) == 1 else f"trade-off-{method}.png")
-        plots.trade_off(shown, path, title=f"{plan.name}: task loss against distillation loss ({method})")
-        paths.append(path)
-    return paths
+    return max(1, _cores() // (config.threads or 1))
 
 
 def rows_of(plan: Plan) -> list[Row]:
@@ -248,6 +204,18 @@ def _cell_config(plan: Plan, cell: Cell, seed: int) -> Config:
         seed=seed,
         teacher_weights=weights,
     )
+
+
+def _cores() -> int:
+    """The cores this process may use; in a container that is less than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.is_file():
+        quota, _, period = limit.read_text().partition(" ")
+        if quota.isdigit() and period.strip().isdigit():
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _refuse_another(directory: Path, config: Config) -> None:

@@ -1,21 +1,17 @@
-"""Carries out a plan in front of the user: workers, progress, tables, pictures, the sentence, the exit code."""
+"""Carries out a plan in front of the user: workers, progress, results, exit code."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-import typer
-
 from dotkd.cli import campaign, failures
 from dotkd.cli.campaign import Plan
-from dotkd.cli.console import progress, results, say
-from dotkd.cli.tables import show_comparison
+from dotkd.cli.console import progress, say
+from dotkd.cli.outcome import publish
 from dotkd.cli.watch import Watch
-from dotkd.evidence.comparison import NO_DISTILLATION, make_rows
 from dotkd.evidence.jobs import INTERRUPTED, Ending, StopFlag, run_jobs
 from dotkd.evidence.lock import alone
 from dotkd.evidence.runs import is_finished, read_run
-from dotkd.evidence.verdict import verdict
 
 
 def conduct(plan: Plan, workers: int | None) -> None:
@@ -63,7 +59,7 @@ def conduct(plan: Plan, workers: int | None) -> None:
             "give the same command again",
         )
     _refuse_diverged_teacher(plan)
-    _report(plan)
+    publish(plan)
     if outcome is not None:
         raise failures.leave(failures.FAILURE, _failures(endings))
     if all(run.diverged for ended in plan.runs().values() for run in ended):
@@ -78,24 +74,6 @@ def _refuse_diverged_teacher(plan: Plan) -> None:
         raise failures.leave(failures.DIVERGED, told)
 
 
-def _report(plan: Plan) -> None:
-    runs = plan.runs()
-    rows = make_rows(plan.cells, runs)
-    # Files first: whoever stops reading the tables half-way (a closed pipe) has them all the same.
-    try:
-        written = campaign.write_results(plan, rows, runs)
-    except ModuleNotFoundError as error:
-        typer.echo(f"no pictures: {error}", err=True)
-        written = campaign.number_files(plan)
-    out = results()
-    show_comparison(out, rows, title=plan.name)
-    names = {cell.name for cell in plan.cells}
-    for method in dict.fromkeys(cell.method for cell in plan.cells):
-        if method != NO_DISTILLATION and {method, f"{method}+dot"} <= names:
-            say(out, f"\n{verdict(runs, method=method)}")
-    say(out, "\nwritten: " + ", ".join(str(path) for path in written))
-
-
 def _failures(endings: dict[str, Ending]) -> str:
     bad = [f"  {name}: {e.outcome}: {e.reason}" for name, e in endings.items() if e.outcome in ("failed", "blocked")]
-    return f"{len(bad)} runs did not end (the same command tries them again):\n" + "\n".join(bad)
+    return f"{len(bad)} of the runs did not end (the same command tries them again):\n" + "\n".join(bad)

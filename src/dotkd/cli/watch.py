@@ -14,7 +14,7 @@ from dotkd.cli.console import say
 from dotkd.cli.tables import short_means
 from dotkd.evidence.comparison import Row
 from dotkd.evidence.jobs import FAILED, INTERRUPTED, Ending, Job
-from dotkd.evidence.runs import read_evaluations, read_run
+from dotkd.evidence.runs import epochs_done, read_run
 
 _REFRESH_SECONDS = 1.0
 
@@ -83,7 +83,7 @@ class Watch:
 
     def _look(self) -> None:
         done = sum(self._epochs[name] for name in self._ended)
-        done += sum(min(len(read_evaluations(job.directory)), self._epochs[job.name]) for job in self._running.values())
+        done += sum(min(epochs_done(job.directory), self._epochs[job.name]) for job in self._running.values())
         now = ", ".join(self._running)
         self._bar.update(self._task, completed=done, description=f"{self._counted()} {now}".rstrip())
 

@@ -25,7 +25,7 @@ SOURCES: dict[str, str] = {
 }
 
 # Import name -> what to give pip, where it is not the same.
-_PACKAGES = {"PIL": "'dotkd[vision]'", "sklearn": "scikit-learn"}
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def load(spec: str, *, validation: float = 0.1, image_size: int | None = None) -> Dataset:

@@ -40,9 +40,7 @@ def load(argument: str, *, validation: float) -> Dataset:
     _check_keys(arrays, path)
     whole = "x" in arrays
     titles = (
-        {"train": ""}
-        if whole
-        else {title: f"_{title}" for title in ("train", "val", "test") if f"x_{title}" in arrays}
+        {"train": ""} if whole else {title: f"_{title}" for title in ("train", "val", "test") if f"x_{title}" in arrays}
     )
     stored = {title: _split(arrays, suffix, path) for title, suffix in titles.items()}
     classes = _check_labels({titles[title]: labels for title, (_, labels) in stored.items()}, path)
@@ -89,9 +87,7 @@ def _check_keys(arrays: dict[str, Tensor], path: Path) -> None:
     for name in arrays:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, n=1)
-            raise ValueError(
-                f"unknown array '{name}': {rule}" + (f"; did you mean '{near[0]}'?" if near else "")
-            )
+            raise ValueError(f"unknown array '{name}': {rule}" + (f"; did you mean '{near[0]}'?" if near else ""))
     if set(arrays) not in ({*_WHOLE_KEYS}, {*_SPLIT_KEYS}, {*_SPLIT_KEYS, *_VAL_KEYS}):
         raise ValueError(rule)
 
@@ -125,8 +121,7 @@ def _split(arrays: dict[str, Tensor], suffix: str, path: Path) -> tuple[Tensor, 
         raise ValueError(f"{path}: expected integer labels in y{suffix}, got {targets.dtype}")
     if targets.shape != inputs.shape[:1]:
         raise ValueError(
-            f"{path}: expected y{suffix} of shape ({len(inputs)},), one label a sample, "
-            f"got {tuple(targets.shape)}"
+            f"{path}: expected y{suffix} of shape ({len(inputs)},), one label a sample, got {tuple(targets.shape)}"
         )
     return inputs, targets.long()
 

@@ -81,9 +81,7 @@ def batches(
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"expected `augment` to be 'none' or 'crop-flip', got '{augment}'{hint}")
     if augment == "crop-flip" and len(dataset.input_shape) != 3:
-        raise ValueError(
-            f"augment 'crop-flip' needs inputs (C, H, W), {dataset.name} has {dataset.input_shape}"
-        )
+        raise ValueError(f"augment 'crop-flip' needs inputs (C, H, W), {dataset.name} has {dataset.input_shape}")
     for name, value in (("epoch", epoch), ("seed", seed)):
         if value < 0:
             raise ValueError(f"expected `{name}` of at least 0, got {value}")

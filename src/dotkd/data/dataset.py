@@ -79,8 +79,7 @@ class Dataset:
             raise ValueError(f"{self.name}: the {title} split has no samples")
         if shape != (len(targets), *self.input_shape):
             raise ValueError(
-                f"{self.name}: expected inputs of shape {(len(targets), *self.input_shape)} in {title}, "
-                f"got {shape}"
+                f"{self.name}: expected inputs of shape {(len(targets), *self.input_shape)} in {title}, got {shape}"
             )
         wrong = ((targets < 0) | (targets >= self.num_classes)).nonzero()
         if len(wrong) > 0:
@@ -161,9 +160,7 @@ def complete_arrays(
     stored: Mapping[str, tuple[Tensor, Tensor]], validation: float, *, class_names: Sequence[str]
 ) -> dict[str, Split]:
     """`complete` for (inputs, targets) in memory, in the order train, val, test."""
-    parts = complete(
-        {title: labels for title, (_, labels) in stored.items()}, validation, class_names=class_names
-    )
+    parts = complete({title: labels for title, (_, labels) in stored.items()}, validation, class_names=class_names)
     splits: dict[str, Split] = {}
     for title in ("train", "val", "test"):
         source, index = parts[title]

@@ -51,9 +51,7 @@ def load(argument: str, *, validation: float, image_size: int | None) -> Dataset
     if "test" not in folders and "val" in folders:
         folders["test"] = folders.pop("val")
     stored = {title: _listed(found, classes) for title, found in folders.items()}
-    parts = complete(
-        {title: _labels(files) for title, files in stored.items()}, validation, class_names=classes
-    )
+    parts = complete({title: _labels(files) for title, files in stored.items()}, validation, class_names=classes)
     splits: dict[str, Files] = {}
     for title in ("train", "val", "test"):
         source, index = parts[title]
@@ -102,9 +100,7 @@ def _read_layout(root: Path) -> dict[str, Classes]:
     for title, found in folders.items():
         unknown = sorted(set(found) - set(folders["train"]))
         if unknown:
-            raise ValueError(
-                f"{root / title} has classes that {root / 'train'} lacks: {_enumerated(unknown)}"
-            )
+            raise ValueError(f"{root / title} has classes that {root / 'train'} lacks: {_enumerated(unknown)}")
     return folders
 
 
@@ -151,9 +147,7 @@ def _annotated(annotations: Path, train: Classes) -> Classes:
 
 
 def _visible_folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images_under(folder: Path) -> list[Path]:

@@ -63,9 +63,7 @@ class Images:
     Raises ValueError, naming the file, for one that cannot be read or is of another size.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], *, image_size: int | None, reference: Path | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], *, image_size: int | None, reference: Path | None = None) -> None:
         """reference: the file that sets the size (default: the first)."""
         self._paths = tuple(paths)
         self._image_size = image_size
@@ -142,9 +140,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255 instead of scaling.
         values: npt.NDArray[Any] = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"expected 8 or 16 bits a channel, got mode {image.mode}, which has no fixed range"
-            )
+            raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}, which has no fixed range")
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))
     if "transparency" in image.info:  # Pillow warns where this is taken to RGB in one step
         image = image.convert("RGBA")

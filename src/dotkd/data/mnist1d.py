@@ -33,9 +33,7 @@ def load(argument: str, *, validation: float) -> Dataset:
     Raises ValueError for a number that is not a multiple of ten (the classes are of equal size) above 4000.
     """
     if argument and not (argument.isdecimal() and int(argument) > _TRAIN and int(argument) % 10 == 0):
-        raise ValueError(
-            f"expected mnist1d:NUMBER with a multiple of 10 above {_TRAIN}, got mnist1d:{argument}"
-        )
+        raise ValueError(f"expected mnist1d:NUMBER with a multiple of 10 above {_TRAIN}, got mnist1d:{argument}")
     number = int(argument) if argument else _PUBLISHED
     inputs, targets = _generate(number)
     stored = {"train": (inputs[:_TRAIN], targets[:_TRAIN]), "test": (inputs[_TRAIN:], targets[_TRAIN:])}

@@ -28,7 +28,5 @@ def existing(argument: str, *, spec: str, wanted: str) -> Path:
     if path.is_symlink():
         raise FileNotFoundError(f"{message}: the link points to {os.readlink(path)}, which does not exist")
     near = difflib.get_close_matches(missing.name, sorted(os.listdir(missing.parent)), n=1)
-    hint = (
-        f"did you mean {missing.parent / near[0]}?" if near else f"{missing.parent} has no '{missing.name}'"
-    )
+    hint = f"did you mean {missing.parent / near[0]}?" if near else f"{missing.parent} has no '{missing.name}'"
     raise FileNotFoundError(f"{message}; {hint}")

@@ -15,21 +15,20 @@ traceback there.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from dotkd.evidence.worker import INTERRUPTED, serve
+
 POLL_SECONDS = 0.25
 FAILED = "failed"
-INTERRUPTED = "interrupted"
 BLOCKED = "blocked"
 
 
@@ -86,7 +85,7 @@ class _Worker:
     def __init__(self, work: Work, held: Path | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.link, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(other, work, held), daemon=False)
+        self.process: SpawnProcess = context.Process(target=serve, args=(other, work, held), daemon=False)
         self.process.start()
         other.close()
         self.job: Job | None = None
@@ -107,13 +106,83 @@ class _Worker:
             self.process.join()
             return Ending(FAILED, _death(self.process.exitcode, self.job))
 
-    def interrupt(self) -> None:
-        if self.process.is_alive():
-            self.process.terminate()
-
     def close(self) -> None:
         self.link.close()
         self.process.join()
+
+
+class _Crew:
+    """The workers, the jobs that wait for one, and how the others ended."""
+
+    def __init__(self, jobs: Sequence[Job], work: Work, size: int, held: Path | None) -> None:
+        self.waiting = list(jobs)
+        self.endings: dict[str, Ending] = {}
+        self._work, self._size, self._held = work, size, held
+        self._workers: list[_Worker] = []
+
+    @property
+    def busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.job is not None]
+
+    def start(self) -> tuple[list[Job], list[Job]]:
+        """Hands out jobs, in order, passing over those whose need runs still; returns (started, blocked)."""
+        started: list[Job] = []
+        blocked: list[Job] = []
+        for job in list(self.waiting):
+            need = None if job.needs is None else self.endings.get(job.needs)
+            if need is not None and need.outcome != "done":
+                self.waiting.remove(job)
+                self.endings[job.name] = Ending(BLOCKED, f"it needs {job.needs}, which {need.outcome}")
+                blocked.append(job)
+            elif job.needs is None or need is not None:
+                worker = self._free()
+                if worker is None:
+                    break
+                self.waiting.remove(job)
+                worker.give(job)
+                started.append(job)
+        return started, blocked
+
+    def collect(self, *, stopping: bool) -> list[Job]:
+        """Waits a moment for jobs to end; returns those that did."""
+        ended: list[Job] = []
+        wait([worker.link for worker in self.busy], timeout=POLL_SECONDS)
+        for worker in self.busy:
+            job, ending = worker.job, worker.collect()
+            if job is None or ending is None:
+                continue
+            worker.job = None
+            if ending.outcome == FAILED:
+                worker.close()
+                self._workers.remove(worker)
+                if stopping:  # it was told to stop before it had anything to save
+                    ending = Ending(INTERRUPTED)
+            self.endings[job.name] = ending
+            ended.append(job)
+        return ended
+
+    def signal(self, *, kill: bool) -> None:
+        """SIGTERM to every busy worker, or SIGKILL."""
+        for worker in self.busy:
+            if kill:
+                worker.process.kill()
+            elif worker.process.is_alive():
+                worker.process.terminate()
+
+    def close(self) -> None:
+        """Ends the idle workers, and the busy ones as soon as they have saved."""
+        self.signal(kill=False)
+        for worker in self._workers:
+            worker.close()
+
+    def _free(self) -> _Worker | None:
+        for worker in self._workers:
+            if worker.job is None:
+                return worker
+        if len(self._workers) == self._size:
+            return None
+        self._workers.append(_Worker(self._work, self._held))
+        return self._workers[-1]
 
 
 def run_jobs(
@@ -130,95 +199,32 @@ def run_jobs(
     """Runs `jobs` in their order on up to `workers` processes and returns {job name: how it ended}.
 
     work: module-level function, called in the worker. tick: called every quarter second, for a display.
-    flag: set by a signal: no job starts any more, those that run are asked to save; a second signal kills
-    them. held: lock file that each worker holds open as long as it lives. Raises ValueError where `workers` <
-    1.
+    flag: set by a signal: no job starts any more, those that run are asked to save; a second signal kills them.
+    held: lock file that each worker holds as long as it lives. Raises ValueError where `workers` < 1.
     """
     if workers < 1:
         raise ValueError(f"expected at least one worker, got {workers}")
-    waiting = list(jobs)
-    pool: list[_Worker] = []
-    endings: dict[str, Ending] = {}
+    crew = _Crew(jobs, work, workers, held)
     signalled = 0
     try:
         while True:
             if not flag.count:
-                _start_ready(waiting, pool, endings, work, workers, held, started, ended)
+                begun, blocked = crew.start()
+                for job in begun:
+                    started(job)
+                for job in blocked:
+                    ended(job, crew.endings[job.name])
             elif signalled < flag.count:
-                _signal(pool, kill=flag.count > 1)
+                crew.signal(kill=flag.count > 1)
                 signalled = flag.count
-            busy = [worker for worker in pool if worker.job is not None]
-            if not busy:
+            if not crew.busy:
                 break
-            wait([worker.link for worker in busy], timeout=POLL_SECONDS)
-            for worker in busy:
-                ending = worker.collect()
-                if ending is not None:
-                    _finish(worker, ending, pool, endings, flag, ended)
+            for job in crew.collect(stopping=flag.count > 0):
+                ended(job, crew.endings[job.name])
             tick()
     finally:
-        # After an error here the workers still get their signal, and with it the chance to save.
-        _signal([worker for worker in pool if worker.job is not None], kill=False)
-        for worker in pool:
-            worker.close()
-    return {job.name: endings.get(job.name, Ending(INTERRUPTED)) for job in jobs}
-
-
-def _start_ready(
-    waiting: list[Job],
-    pool: list[_Worker],
-    endings: dict[str, Ending],
-    work: Work,
-    workers: int,
-    held: Path | None,
-    started: Callable[[Job], None],
-    ended: Callable[[Job, Ending], None],
-) -> None:
-    """Hands waiting jobs to free workers, in order, passing over those whose need has not ended yet."""
-    for job in list(waiting):
-        need = None if job.needs is None else endings.get(job.needs)
-        if need is not None and need.outcome != "done":
-            waiting.remove(job)
-            endings[job.name] = Ending(BLOCKED, f"it needs {job.needs}, which {need.outcome}")
-            ended(job, endings[job.name])
-        elif job.needs is None or need is not None:
-            free = next((worker for worker in pool if worker.job is None), None)
-            if free is None and len(pool) < workers:
-                free = _Worker(work, held)
-                pool.append(free)
-            if free is None:
-                return
-            waiting.remove(job)
-            free.give(job)
-            started(job)
-
-
-def _finish(
-    worker: _Worker,
-    ending: Ending,
-    pool: list[_Worker],
-    endings: dict[str, Ending],
-    flag: StopFlag,
-    ended: Callable[[Job, Ending], None],
-) -> None:
-    job = worker.job
-    assert job is not None
-    worker.job = None
-    if ending.outcome == FAILED:
-        worker.close()
-        pool.remove(worker)
-        if flag.count:  # it was told to stop before it had anything to save
-            ending = Ending(INTERRUPTED)
-    endings[job.name] = ending
-    ended(job, ending)
-
-
-def _signal(pool: Sequence[_Worker], *, kill: bool) -> None:
-    for worker in pool:
-        if kill:
-            worker.process.kill()
-        else:
-            worker.interrupt()
+        crew.close()
+    return {job.name: crew.endings.get(job.name, Ending(INTERRUPTED)) for job in jobs}
 
 
 def _death(code: int | None, job: Job | None) -> str:
@@ -229,70 +235,3 @@ def _death(code: int | None, job: Job | None) -> str:
     if job is not None and job.log.is_file():
         lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"its process ended with exit code {code}"
-
-
-class _Stop(BaseException):
-    """SIGTERM outside a trainer, where there is nothing to save: leave at once."""
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stop
-
-
-def _serve(link: Connection[str, Job], work: Work, held: Path | None) -> None:
-    """A worker's life: take a job, do it, say how it ended; until the pipe closes or a signal comes."""
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    try:
-        with _holding(held):
-            while True:
-                job = link.recv()
-                with _logged(job.log):
-                    outcome = work(job)
-                link.send(outcome)
-                if outcome == INTERRUPTED:
-                    return
-    except (EOFError, BrokenPipeError, ConnectionResetError, _Stop):
-        return
-
-
-def _follow_parent() -> None:
-    """Turns the death of the parent into the signal that makes the trainer save."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _holding(path: Path | None) -> Generator[None, None, None]:
-    if path is None:
-        yield
-        return
-    from dotkd.evidence.lock import shared
-
-    with shared(path):
-        yield
-
-
-@contextmanager
-def _logged(path: Path) -> Generator[None, None, None]:
-    """Sends file descriptors 1 and 2 to `path`, so that the parent's terminal stays its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved = os.dup(1), os.dup(2)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    # Left open on an error: the interpreter's own traceback, printed as the process dies, belongs in the log.
-    yield
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for kept, number in zip(saved, (1, 2), strict=True):
-        os.dup2(kept, number)
-        os.close(kept)
-    if path.stat().st_size == 0:
-        path.unlink()

@@ -91,7 +91,7 @@ def _controls_part(runs: Mapping[str, Sequence[Run]], method: str, candidate: st
 
 def _matched_part(name: str, ahead: Difference, own: Difference) -> str:
     """Does plain SGD with DOT's effective weights do as well? ahead: DOT - it; own: it - plain KD."""
-    numbers = f"DOT is {_numbers(ahead)} from it"
+    numbers = f"DOT minus it: {_numbers(ahead)}"
     if _up(ahead):
         return f"the loss weights alone do not explain it, {name} stays behind ({numbers})"
     if _up(own):

@@ -130,7 +130,8 @@ class StreamAdamW(StreamOptimizer):
         torch._foreach_mul_(averages, 1 - keep * (1 - beta))
         torch._foreach_add_(averages, torch._foreach_mul(values, 1 - beta))
         torch._foreach_mul_(weights, 1 - keep * (1 - beta))
-        torch._foreach_add_(weights, keep * (1 - beta))
+        # Without `alpha` torch takes a tensor of shape () for a number, and waits for the device to read it.
+        torch._foreach_add_(weights, keep * (1 - beta), alpha=1)
         # A parameter whose very first step is skipped has weight 0 and average 0.
         return averages, list(torch._foreach_clamp_min(weights, torch.finfo(weights[0].dtype).tiny))
 
