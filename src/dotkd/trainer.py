@@ -296,7 +296,10 @@ class Trainer:
         state = found.state
         if state["fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")
-        self.student.load_state_dict(found.student)
+        try:
+            self.student.load_state_dict(found.student)
+        except RuntimeError as error:
+            raise ValueError(f"{found.path} does not fit the student of {self.out}/config.yaml: {error}") from error
         self._plan.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._ema:

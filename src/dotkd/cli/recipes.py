@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dotkd.config import Config
 
 EXAMPLE = """\
   dotkd recipes
@@ -18,7 +21,7 @@ def recipes(
 ) -> None:
     """List what can be trained by name.
 
-    With NAME, print that recipe in full, as YAML to start from.
+    With NAME, print that recipe in full, as YAML to start from; every key that there is, with its meaning.
     """
     from dotkd.cli import console
     from dotkd.evidence.comparison import check_names
@@ -27,7 +30,7 @@ def recipes(
     out = console.results()
     if name is not None:
         check_names("NAME", [name], list(RECIPES))
-        out.print(RECIPES[name].config.to_yaml(), end="", soft_wrap=True)
+        out.print(_explained(RECIPES[name].config), soft_wrap=True, highlight=False, markup=False)
         return
     table = console.table(out, "name", "data", "teacher > student", "epochs", "lr")
     for key, recipe in RECIPES.items():
@@ -37,6 +40,17 @@ def recipes(
     out.print(table)
     for key, recipe in RECIPES.items():
         console.say(out, f"{key}: {recipe.summary}")
+
+
+def _explained(config: Config) -> str:
+    from dotkd.config import describe
+
+    comments = {key.name: f"# {key.meaning} ({key.rule})" for key in describe()}
+    lines: list[str] = []
+    for line in config.to_yaml().splitlines():
+        comment = comments.get(line.partition(":")[0])
+        lines += [line] if comment is None else [comment, line]
+    return "\n".join(lines)
 
 
 def _model(name: str, options: Mapping[str, object]) -> str:
