@@ -5,7 +5,7 @@
 - Two sides are timed in turns; the number of rounds is the one asked for, or what fits the time, and at least three.
 - Peak memory is exact on a known pattern of allocations, and counts nothing that was there before.
 - Both sides of a ratio do the same work: their first steps end at the same weights.
-- Each measure gives its three quantities, and leaves the caller's threads and random numbers as they were.
+- Each measure gives its three quantities; the caller's threads and random numbers are as they were before.
 - The verb prints every ratio, writes it under its key, and is no error where a goal is missed; wrong input is refused
   before anything is measured.
 """
@@ -133,6 +133,18 @@ def test_cpu_time_is_for_one_thread(threads, clock):
     assert Conditions(CPU, threads=threads).clock == clock
 
 
+def test_conditions_hold_as_long_as_they_are_held():
+    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with Conditions(CPU, threads=threads + 1).held():
+            assert torch.get_num_threads() == threads + 1
+            draws.append(torch.rand(3))
+    assert identical(draws[:1], draws[1:])  # two runs measure on the same numbers
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_quantity_is_median_and_distance_of_quartiles():
     assert Quantity.of([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, 2.0, 5)
     assert Quantity.of([7.0]) == (7.0, None, 1)
@@ -186,15 +198,14 @@ def test_both_sides_take_the_same_first_step():
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", MEASURES)
-def test_measure_gives_all_quantities_and_leaves_the_rest_alone(name):
-    threads, random = torch.get_num_threads(), torch.get_rng_state()
-    found = MEASURES[name](Conditions(CPU, threads=1, rounds=4))
+def test_measure_gives_all_quantities(name):
+    random = torch.get_rng_state()
+    found = MEASURES[name](Conditions(CPU, rounds=4))
+    assert torch.equal(torch.get_rng_state(), random)
     assert found.ratio.n == found.ours.n == found.other.n == (1 if name == "peak_memory" else 4)
     assert found.ours.median > 0
     assert found.other.median > 0
     assert found.ratio.median == pytest.approx(found.ours.median / found.other.median, rel=0.9)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.get_rng_state(), random)
     json.dumps(found.as_json(), allow_nan=False)
 
 

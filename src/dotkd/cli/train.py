@@ -23,7 +23,8 @@ EXAMPLE = """\
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Changes to it; `dotkd recipes RECIPE` explains every key.")
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="Changes to it; `dotkd recipes RECIPE` explains every key."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder. [runs/RECIPE-TRAINER-seedK]")] = None,
 ) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dotkd.optim.dot import check_delta, check_number, check_rate
+from dotkd.optim.rules import check_delta, check_number, check_rate
 from dotkd.optim.streams import StreamOptimizer
 
 _Cell = tuple[torch.device, torch.dtype, tuple[str, ...]]

@@ -280,5 +280,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             self._skips = torch.zeros(2, device=home)
         self._skips.add_(found)
         self._skips[1].mul_(found)
-        self._gradients.remember()
+        if scale is not None:  # the sums were written to
+            self._gradients.remember()
         return {device: found.to(device) for device, _ in table}
