@@ -23,6 +23,8 @@ def literal_run(
     """
     dataset, params = data.load(config.data, validation=config.validation), list(student.parameters())
     mu, delta, task_weight, distill_weight = config.momentum, config.delta, config.task_weight, config.distill_weight
+    if config.method == "none":
+        task_weight, distill_weight = 1.0, 0.0
     if config.trainer == "sgd-matched":
         task_weight, distill_weight = (
             task_weight * (1 - mu) / (1 - mu + delta),

@@ -103,7 +103,7 @@ def test_streams_are_apart_where_the_optimizer_keeps_them_apart_and_summed_elsew
 def compare_with_the_literal_loop(folder, student="tiny_runs:double", **changes):
     """The trainer's run and the literal one, from the same weights on the same batches, in float64."""
     values = {"lr": 0.05, "momentum": 0.8, "delta": 0.15, "weight_decay": 0.01, "epochs": 3, "temperature": 3.0}
-    values |= {"student": student, "student_options": {}, "schedule": "constant", **given_teacher(folder)}
+    values |= {"seed": 3, "student": student, "student_options": {}, "schedule": "constant", **given_teacher(folder)}
     config = tiny(vectors(folder), **{**values, **changes})
     trainer = Trainer(config, folder / "run")
     student, teacher = (
@@ -137,6 +137,12 @@ def test_smoothing_clipping_nesterov_and_cosine_equal_the_literal_loop(tmp_path,
     extras = {"label_smoothing": 0.2, "clip_norm": 0.5, "nesterov": True, "schedule": "cosine"}
     found, expected = compare_with_the_literal_loop(tmp_path, trainer=trainer, **extras)
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("trainer", ["sgd", "adamw"])
+def test_the_task_loss_alone_equals_the_literal_loop(tmp_path, trainer):
+    extras = {"method": "none", "label_smoothing": 0.2, "task_weight": 0.3}
+    assert_equal(*compare_with_the_literal_loop(tmp_path, trainer=trainer, **extras))
 
 
 @pytest.mark.parametrize(

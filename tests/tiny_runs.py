@@ -10,7 +10,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,19 @@ def tiny(source: str, **changes: object) -> Config:
     values = {"data": source, "teacher": "mlp", "student": "mlp", "student_options": {"width": 8}, "epochs": 2}
     values |= {"batch_size": BATCH, "threads": 1, "log_every": 2, "lr": 0.05, "device": "cpu"}
     return Config(**{**values, **changes})
+
+
+def vector_run(folder: Path) -> Config:
+    """Dropout, batch norm, an average, a warm-up, known teacher logits."""
+    changes = {"student": "tiny_runs:dropout", "student_options": {}, "ema": 0.8, "warmup_epochs": 0.5}
+    return tiny(vectors(folder), epochs=3, trainer="dot", **changes, **given_teacher(folder))
+
+
+def image_run(folder: Path) -> Config:
+    """Augmented views, a teacher trained first and asked at every step, micro-batches, AdamW, fp16 and its scale."""
+    changes = {"student": "tiny_runs:dropout", "student_options": {}, "teacher": "tiny_runs:dropout", "accumulate": 2}
+    changes |= {"augment": "crop-flip", "trainer": "dot-adamw", "lr": 0.01, "precision": "fp16", "teacher_epochs": 1}
+    return tiny(images(folder), epochs=3, **changes)
 
 
 # --- models
@@ -213,6 +226,26 @@ def before_each_step(act: Callable[[int, Tensor], None]) -> Generator[None]:
 
 def signal_in(step: int, number: signal.Signals) -> Callable[[int, Tensor], None]:
     return lambda count, _: os.kill(os.getpid(), number) if count == step else None
+
+
+class Died(BaseException):
+    """Stands for a process that is killed: nothing is saved."""
+
+
+def die_in(step: int) -> Callable[[int, Tensor], None]:
+    def act(count: int, inputs: Tensor) -> None:
+        if count == step:
+            raise Died
+
+    return act
+
+
+def stopped_at(step: int, config: Config, out: Path) -> list[Path]:
+    """Stops a run in its `step`-th step; returns the checkpoints it left, the oldest first."""
+    with before_each_step(signal_in(step, signal.SIGTERM)), suppress(Interrupted):
+        Trainer(config, out).fit()
+        raise AssertionError(f"the signal in step {step} did not stop the run")
+    return sorted((out / "checkpoints").iterdir())
 
 
 def run_with_stops(config: Config, out: Path, *stops: int, number: signal.Signals = signal.SIGTERM) -> dict:

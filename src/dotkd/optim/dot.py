@@ -41,6 +41,7 @@ from dotkd.optim.streams import StreamOptimizer
 class DOT(StreamSGD):
     """The published optimizer: streams ``task`` and ``distill`` with momentum ``momentum`` -/+ ``delta``.
 
+    >>> import torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = DOT(model.parameters(), lr=0.1, momentum=0.9, delta=0.075)
     >>> out = model(torch.ones(4, 2))
