@@ -22,10 +22,15 @@ from dotkd.signals import stop_on_signal
 from dotkd.trainer import Interrupted
 from tiny_runs import (
     STEPS,
+    Died,
     before_each_step,
+    die_in,
     everything,
+    image_run,
     run_with_stops,
     signal_in,
+    stopped_at,
+    vector_run,
 )
 
 EPOCHS = 3

@@ -154,21 +154,21 @@ class Trainer:
             device=self.device,
         )
         self.student.train()
-        began, first = time.monotonic(), self._step
+        began, first = time.perf_counter(), self._step
         for batch in epoch_batches:
             self._train_step(batch)
             self._step += 1
             if self._display:
                 self._display.step()
             if self._log_due():
-                now = time.monotonic()
+                now = time.perf_counter()
                 self._write_means(log, (self._step - first) * config.batch_size / (now - began), batch)
                 self._seconds += now - began
                 began, first = now, self._step
             if stop or (config.checkpoint_every and self._step % config.checkpoint_every == 0):
-                self._seconds += time.monotonic() - began
+                self._seconds += time.perf_counter() - began
                 self._save(log)
-                began, first = time.monotonic(), self._step
+                began, first = time.perf_counter(), self._step
             if stop:
                 raise Interrupted(f"{stop.name} at step {self._step}: saved; `dotkd resume {self.out}` continues")
 
