@@ -68,12 +68,8 @@ class Trainer:
         if not resuming and any((self.out / name).exists() for name in _PARTS):
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
         parts = assemble(config)
-        self.device, self.dataset, self.student, self.teacher = (
-            parts.device,
-            parts.dataset,
-            parts.student,
-            parts.teacher,
-        )
+        self.device, self.dataset = parts.device, parts.dataset
+        self.student, self.teacher = parts.student, parts.teacher
         if self.teacher is not None and not config.teacher_weights:
             teacher_config(config)  # refused now rather than when its turn comes
         self._augment: Augment = parts.augment
@@ -194,7 +190,7 @@ class Trainer:
             optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
         self._scaler.step(optimizer)
         self._scaler.update()
-        self._statistics.put_back_if(cast("Tensor", optimizer._skips)[1] > 0)
+        self._statistics.put_back_if(optimizer.last_step_skipped)
         optimizer.zero_grad()
         if self._ema:
             self._ema.update_parameters(self.student)

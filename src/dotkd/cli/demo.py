@@ -18,7 +18,7 @@ METHODS = "none,kd"
 
 def demo(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results. [runs/demo-DATA]")] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each cell.")] = 8,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each cell.")] = 6,
     data: Annotated[str, typer.Option(metavar="NAME", help="mnist1d or digits; nothing is downloaded.")] = RECIPES[0],
     jobs: Annotated[int | None, typer.Option(metavar="J", help="Runs at a time. [one a core]")] = None,
 ) -> None:

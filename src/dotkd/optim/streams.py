@@ -78,6 +78,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """Steps skipped since the last one that was taken. Reading it waits for the device."""
         return 0 if self._skips is None else int(self._skips[1])
 
+    @property
+    def last_step_skipped(self) -> Tensor:
+        """Whether the last step was skipped, bool of shape () on the device: for code that must not wait for it."""
+        return torch.zeros((), dtype=torch.bool) if self._skips is None else self._skips[1] > 0
+
     def stream_grad(self, param: Tensor, stream: str) -> Tensor | None:
         """The gradient of one stream for ``param``, or None where that stream did not reach it."""
         self._check_names([stream])
