@@ -455,3 +455,8 @@ def test_describe_gives_rule_default_and_meaning_of_every_key() -> None:
 def test_help_about_the_keys_does_not_wait_for_torch() -> None:
     code = "import sys, dotkd.config as c; c.describe(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_key_written_out_in_words_is_recognised_by_its_initials():
+    with pytest.raises(ConfigError, match=r"learning_rate: unknown key, got 0\.1; did you mean lr\?"):
+        Config.from_sources("mnist1d", ["learning_rate=0.1"])

@@ -42,7 +42,9 @@ def printable(key: str) -> str:
 def nearest(name: object, known: Iterable[str], rest: str = "") -> str:
     """`; did you mean ...?` for the known name closest to `name` (`rest` goes behind it), or nothing."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    written = str(name).lower()
+    initials = "".join(word[:1] for word in written.split("_"))  # learning_rate is lr
+    close = difflib.get_close_matches(written, by_lower, n=1) or [initials] * (initials in by_lower)
     return f"; did you mean {by_lower[close[0]]}{rest}?" if close else ""
 
 
