@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import data, models
+from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset
 from dotkd.distiller import logits_of
@@ -43,6 +44,8 @@ def assemble(config: Config) -> Parts:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
     augment: Augment = "crop-flip" if config.data.startswith("imagefolder:") else "none"
     if config.augment != "auto":

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from dotkd.allocator import keep_freed_memory
+
 _MOST_ROUNDS, _LEAST_ROUNDS = 15, 3
 
 
@@ -41,6 +43,8 @@ class Conditions:
     @contextmanager
     def held(self) -> Generator[None, None, None]:
         """Sets the number of threads for as long as it lasts, and keeps the caller's random numbers as they were."""
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as `dotkd train` does
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
