@@ -44,7 +44,7 @@ def demo(
     conduct(plan, jobs)
     say(
         results(),
-        f"All of this is at one learning rate, {plan.config.lr:g}, and another can turn it round: on mnist1d plain kd is "
-        f"ahead from 0.03 on. To see: dotkd compare {data} lr=0.1 --methods {METHODS} --trainers {TRAINERS} "
+        f"All of this is at one learning rate, {plan.config.lr:g}, and another can turn it round: on mnist1d plain kd "
+        f"is ahead from 0.03 on. To see: dotkd compare {data} lr=0.1 --methods {METHODS} --trainers {TRAINERS} "
         f"--seeds {seeds}",
     )
