@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import signal
 import sys
 
@@ -40,14 +39,7 @@ SCORES = {"accuracy": 0.25, "task_loss": 1.0, "distill_loss": None}
 EVAL_RECORD = {"kind": "eval", "step": 4, "epoch": 1, "val": {**SCORES, "accuracy": 0.5}, "test": SCORES}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("metrics")
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def strict(text):

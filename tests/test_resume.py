@@ -51,11 +51,6 @@ def quick_and_safe(monkeypatch):
         signal.signal(number, handler)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("resume")
-
-
 RUNS = {"vectors": vector_run, "images": image_run}
 
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -20,15 +19,7 @@ from dotkd.checkpoint import load_latest
 from dotkd.trainer import RunExists
 from tiny_runs import before_each_step, die_in, given_teacher, image_run, records, stopped_at, tiny, vector_run, vectors
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("folder")
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):

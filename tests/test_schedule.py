@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 
 import pytest
 import torch
@@ -27,9 +26,7 @@ from tiny_runs import CLASSES, FEATURES, STEPS, given_teacher, records, tiny, ve
 TRAINERS = ("sgd", "sgd-matched", "dot", "dot-normalized", "adamw", "dot-adamw")
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def rates(steps_per_epoch=5, **changes):

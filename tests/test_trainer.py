@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
@@ -33,7 +32,6 @@ from tiny_runs import (
     images,
     records,
     tiny,
-    trained_teacher,
     vectors,
 )
 
@@ -41,19 +39,7 @@ TRAINERS = ("sgd", "sgd-matched", "dot", "dot-normalized", "adamw", "dot-adamw")
 SMOOTH = {"student": "tiny_runs:smooth", "student_options": {}}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("trainer")
-
-
-@pytest.fixture(scope="module")
-def teacher(home):
-    return trained_teacher(home)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 # --- what a run does and leaves

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import pytest
 import torch
@@ -38,14 +37,7 @@ from tiny_runs import (
 FAULTY = {"student": "tiny_runs:faulty", "schedule": "constant", "log_every": 1}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("faults")
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def faulty(home, first, last, **changes):

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 
 import pytest
@@ -28,26 +27,13 @@ from tiny_runs import (
     images,
     records,
     tiny,
-    trained_teacher,
     vectors,
 )
 
 SMOOTH = {"student": "tiny_runs:smooth", "student_options": {}}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("modes")
-
-
-@pytest.fixture(scope="module")
-def teacher(home):
-    return trained_teacher(home)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def test_micro_batches_equal_the_batch(home, tmp_path):

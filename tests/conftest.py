@@ -1,0 +1,24 @@
+"""Fixtures that several files share; what they hand out is made by `tiny_runs`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def teacher(home):
+    from tiny_runs import trained_teacher
+
+    return trained_teacher(home)
