@@ -10,12 +10,24 @@ The paper (arXiv 2307.08436) defines DOT for SGD only; with Delta = 0 this is Ad
 arXiv 1711.05101) on the sum of the losses. Why these semantics:
 
 * One second moment. It is the scale of the parameter, not of a loss. With one second moment per stream each loss is
-  divided by its own size, and the weights that the user gave to the losses cancel out.
+  divided by its own size: the weights that the user gave to the losses cancel out, and the step is up to twice as long.
 * Averages, not sums. AdamW's first moment carries the factor (1 - beta_s), so Delta changes how long a loss is
   remembered and not how much it weighs. DOT's buffers for SGD change both; carrying that over is the same as raising
   the weight of the distillation loss, which the user can do by hand.
 * Bias correction per stream, by the very product of the betas that the stream used: a parameter which one loss alone
   reaches in a step uses beta1 in that step.
+
+Measured (``benchmarks/adamw_semantics.py``: an MLP learns MNIST-1D from a ResNet, 8 seeds, test accuracy in percent with
+its 95 % interval, each variant at the best of five learning rates from 0.001 to 0.05):
+
+    AdamW                        64.45 +- 1.17    at 0.02
+    second moment per stream     63.96 +- 0.79    at 0.01
+    DOTAdamW                     61.95 +- 0.53    at 0.01
+    sums instead of averages     61.76 +- 0.93    at 0.01
+
+At one learning rate the second variant is ahead of AdamW up to 0.003 (+2.5 points, p = 0.001) and behind it from 0.02 on:
+its steps are longer, that is all. DOTAdamW was behind AdamW at each of them, by 1.3 to 2.9 points (p <= 0.021). On this
+task a separate first moment buys AdamW nothing; larger students and longer runs are untested.
 """
 
 from __future__ import annotations
