@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dotkd import Trainer
+from dotkd.stepper import Stepper
 from literal_loop import literal_run
 from tiny_runs import (
     FEATURES,
@@ -136,14 +137,14 @@ class HostCopies(TorchFunctionMode):
 
 def reads_per_step(config, out, monkeypatch):
     """What each training step of the student read on the host."""
-    steps, step = [], Trainer._train_step
+    steps, step = [], Stepper.step
 
-    def watched(self, batch):
+    def watched(self, batch, number):
         with HostCopies() as copies, HostReads() as reads:
-            step(self, batch)
+            step(self, batch, number)
         steps.append(copies.found + reads.found)
 
-    monkeypatch.setattr(Trainer, "_train_step", watched)
+    monkeypatch.setattr(Stepper, "step", watched)
     Trainer(config, out).fit()
     return steps
 
@@ -204,14 +205,14 @@ def image_teacher(home):
     ],
 )
 def test_a_read_that_somebody_added_would_be_seen(image_teacher, tmp_path, monkeypatch, read):
-    losses = Trainer._losses
+    losses = Stepper._losses
 
     def reading(self, *args):
         found = losses(self, *args)
         read(found[0])
         return found
 
-    monkeypatch.setattr(Trainer, "_losses", reading)
+    monkeypatch.setattr(Stepper, "_losses", reading)
     steps = reads_per_step(image_teacher, tmp_path / "run", monkeypatch)
     assert len(steps) == 4
     assert all(len(reads) == 1 for reads in steps)
@@ -220,14 +221,14 @@ def test_a_read_that_somebody_added_would_be_seen(image_teacher, tmp_path, monke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", STEP_KINDS)
 def test_no_step_waits_for_the_gpu(image_teacher, tmp_path, monkeypatch, kind):
-    step = Trainer._train_step
+    step = Stepper.step
 
-    def watched(self, batch):
+    def watched(self, batch, number):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step(self, batch)
+            step(self, batch, number)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Trainer, "_train_step", watched)
+    monkeypatch.setattr(Stepper, "step", watched)
     Trainer(image_teacher.replace(device="cuda", **STEP_KINDS[kind]), tmp_path / "run").fit()

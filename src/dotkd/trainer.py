@@ -6,29 +6,23 @@ import json
 import time
 import warnings
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Any
 
 from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
-from dotkd.batch_statistics import BatchStatistics
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config, ConfigError
 from dotkd.data import Augment, Batch, SplitName
-from dotkd.distiller import Distiller, logits_of, refuse_non_finite
+from dotkd.distiller import Distiller
 from dotkd.evaluation import Examiner
-from dotkd.metrics import Display, Log, Means, to_json
-from dotkd.randomness import random_state, restore_random_state, seed_everything
-from dotkd.schedule import learning_rate
+from dotkd.metrics import Display, Log, to_json
+from dotkd.randomness import seed_everything
 from dotkd.signals import StopRequest, stop_on_signal
-from dotkd.summary import best_epoch, summarise, where_not_finite
+from dotkd.stepper import Stepper
+from dotkd.summary import best_epoch, summarise
 
 # What a run leaves in its folder: where one of these is, another run has been.
 _PARTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors", "teacher")
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Interrupted(RuntimeError):
@@ -73,16 +67,9 @@ class Trainer:
         if self.teacher is not None and not config.teacher_weights:
             teacher_config(config)  # refused now rather than when its turn comes
         self._augment: Augment = parts.augment
-        self._plan, self._ema = parts.plan, parts.average
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
-        compiled = torch.compile(self.student) if config.compile else self.student
-        self._forward = cast("nn.Module", compiled)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self._clip = torch.tensor(config.clip_norm, device=self.device) if config.clip_norm else None
-        self._means = Means(self.device)
-        self._statistics = BatchStatistics(self.student)
-        self._distiller: Distiller | None = None
-        self._step = self._epoch = self._skipped_before = 0
+        self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
+        self._step = self._epoch = 0
         self._seconds = 0.0
         self._history: list[dict[str, Any]] = []  # the evaluation of every epoch so far
 
@@ -110,8 +97,7 @@ class Trainer:
             return json.loads((self.out / "summary.json").read_text())
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "config.yaml", self.config.to_yaml())
-        self._prepare_teacher()
-        self._examiner = self._examine()
+        self._examiner = self._prepare_teacher()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
         kept = self._restore()
         log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
@@ -152,7 +138,7 @@ class Trainer:
         self.student.train()
         began, first = time.perf_counter(), self._step
         for batch in epoch_batches:
-            self._train_step(batch)
+            self._stepper.step(batch, self._step)
             self._step += 1
             if self._display:
                 self._display.step()
@@ -174,40 +160,9 @@ class Trainer:
         done = self._step - self._epoch * self._steps_per_epoch
         return done * records // self._steps_per_epoch > (done - 1) * records // self._steps_per_epoch
 
-    def _train_step(self, batch: Batch) -> None:
-        """One optimizer step. Nothing here may wait for the device."""
-        config, optimizer = self.config, self._plan.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, self._step, self._steps_per_epoch)
-        self._statistics.remember()
-        for inputs, targets, index in zip(*(part.chunk(config.accumulate) for part in batch), strict=True):
-            with self._autocast():
-                task, distill, logits = self._losses(inputs, targets, index)
-            loss = optimizer.join(**self._plan.streams(task, distill))
-            self._scaler.scale(loss * (len(targets) / len(batch.targets))).backward()
-            self._means.add(task, distill, logits, targets)
-        if self._clip is not None:
-            optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        self._statistics.put_back_if(optimizer.last_step_skipped)
-        optimizer.zero_grad()
-        if self._ema:
-            self._ema.update_parameters(self.student)
-
-    def _losses(self, inputs: Tensor, targets: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        if self._distiller is None or self.config.method == "none":
-            logits = logits_of(self._forward(inputs))
-            task = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
-            return task, None, logits
-        known = self._examiner.known("train")
-        return self._distiller(
-            inputs, targets, None if known is None else known[index.to(self.device, non_blocking=True)]
-        )
-
     def _write_means(self, log: Log, rate: float, batch: Batch) -> None:
-        optimizer = self._plan.optimizer
-        task, distill, accuracy, _ = self._means.read()
+        stepper = self._stepper
+        task, distill, accuracy, _ = stepper.means.read()
         log.write(
             {
                 "kind": "train",
@@ -216,21 +171,21 @@ class Trainer:
                 "task_loss": task,
                 "distill_loss": None if self.config.method == "none" else distill,
                 "accuracy": accuracy,
-                "lr": optimizer.param_groups[0]["lr"],
+                "lr": stepper.optimizer.param_groups[0]["lr"],
                 "images_per_second": rate,
-                "skipped_steps": self._skipped_before + optimizer.skipped_steps,
+                "skipped_steps": stepper.skipped_steps,
             }
         )
-        if optimizer.skipped_in_a_row >= self.config.max_skips:
-            raise Diverged(self._diagnosis(batch))
+        if stepper.optimizer.skipped_in_a_row >= self.config.max_skips:
+            raise Diverged(stepper.diagnosis(batch, self._step))
 
     def _end_epoch(self, log: Log) -> None:
         self._epoch += 1
         record: dict[str, Any] = {"kind": "eval", "step": self._step, "epoch": self._epoch}
         splits: tuple[SplitName, ...] = ("val", "test")
         record |= {split: self._examiner.scores(self.student, split)._asdict() for split in splits}
-        if self._ema:
-            record["ema"] = {split: self._examiner.scores(self._ema.module, split)._asdict() for split in splits}
+        if average := self._stepper.average:
+            record["ema"] = {split: self._examiner.scores(average.module, split)._asdict() for split in splits}
         self._history.append(record)
         log.write(record)
         if best_epoch(self._history) is record:
@@ -238,45 +193,36 @@ class Trainer:
 
     # --- teacher and scores -----------------------------------------------------------------------------------------
 
-    def _prepare_teacher(self) -> None:
-        config = self.config
-        if self.teacher is None:
-            return
-        if not config.teacher_weights:
-            models.load_weights(self.teacher, teacher_run(config, self.out / "teacher", display=self._display))
-        self._distiller = Distiller(
-            self._forward,
-            self.teacher,
-            "kd" if config.method == "none" else config.method,
-            temperature=config.temperature,
-            label_smoothing=config.label_smoothing,
-            options=config.method_options,
-            checks=False,  # data and teacher are checked once, beforehand; in the loop it would make the host wait
-        )
-
-    def _examine(self) -> Examiner:
+    def _prepare_teacher(self) -> Examiner:
+        """Train or load the teacher; whatever it says of samples that never change, it is asked here, once."""
+        config, stepper = self.config, self._stepper
+        if self.teacher is not None:
+            if not config.teacher_weights:
+                models.load_weights(self.teacher, teacher_run(config, self.out / "teacher", display=self._display))
+            stepper.distiller = Distiller(
+                stepper.forward,
+                self.teacher,
+                "kd" if config.method == "none" else config.method,
+                temperature=config.temperature,
+                label_smoothing=config.label_smoothing,
+                options=config.method_options,
+                checks=False,  # data and teacher are checked beforehand; in the loop it would make the host wait
+            )
         # Without augmentation every epoch shows the teacher the same view of the training samples too.
         fixed: tuple[SplitName, ...] = ("train", "val", "test") if self._augment == "none" else ("val", "test")
-        size = max(256, self.config.batch_size)
-        return Examiner(self.dataset, self._distiller, fixed=fixed, batch_size=size, device=self.device)
-
-    def _autocast(self) -> torch.autocast:
-        precision = self.config.precision
-        return torch.autocast(self.device.type, _PRECISIONS[precision], enabled=precision != "fp32")
+        size = max(256, config.batch_size)
+        examiner = Examiner(self.dataset, stepper.distiller, fixed=fixed, batch_size=size, device=self.device)
+        stepper.known = examiner.known("train")
+        return examiner
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
     def _save(self, log: Log) -> None:
         state = {
-            "optimizer": self._plan.optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
-            "ema": self._ema.state_dict() if self._ema else None,
-            "random": random_state(self.device),
-            "means": self._means.sums,
+            **self._stepper.state(),
             "epoch": self._epoch,
             "history": self._history,
             "seconds": self._seconds,
-            "skipped": self._skipped_before + self._plan.optimizer.skipped_steps,
             "metrics": log.position,
             "fingerprint": self.dataset.fingerprint,
         }
@@ -296,20 +242,15 @@ class Trainer:
             self.student.load_state_dict(found.student)
         except RuntimeError as error:
             raise ValueError(f"{found.path} does not fit the student of {self.out}/config.yaml: {error}") from error
-        self._plan.optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
-        if self._ema:
-            self._ema.load_state_dict(state["ema"])
-        self._means.sums.copy_(state["means"])
+        self._stepper.load_state(state)
         self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
-        self._seconds, self._skipped_before = state["seconds"], state["skipped"]
-        restore_random_state(state["random"], self.device)
+        self._seconds = state["seconds"]
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:
         save_weights(self.out / "student.safetensors", self.student.state_dict())
-        if self._ema:
-            save_weights(self.out / "student_ema.safetensors", self._ema.module.state_dict())
+        if average := self._stepper.average:
+            save_weights(self.out / "student_ema.safetensors", average.module.state_dict())
         splits: tuple[SplitName, ...] = ("train", "test")
         finals = {split: self._examiner.scores(self.student, split) for split in splits}
         summary = summarise(
@@ -321,7 +262,7 @@ class Trainer:
             teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
             seconds=self._seconds,
             steps=self._step,
-            skipped_steps=self._skipped_before + self._plan.optimizer.skipped_steps,
+            skipped_steps=self._stepper.skipped_steps,
             images_per_second=self._step * self.config.batch_size / self._seconds if self._seconds else None,
             parameters={
                 "student": models.parameter_count(self.student),
@@ -331,17 +272,6 @@ class Trainer:
         text = to_json(summary, indent=2)
         write_atomically(self.out / "summary.json", text + "\n")
         return json.loads(text)
-
-    def _diagnosis(self, batch: Batch) -> str:
-        """Why steps are skipped, found on one batch."""
-        optimizer = self._plan.optimizer
-        skipped = optimizer.skipped_in_a_row
-        if self._distiller and self._examiner.known("train") is None:
-            refuse_non_finite(self._distiller.teacher_logits(batch.inputs), batch.index)
-        optimizer.zero_grad()
-        task, distill, _ = self._losses(batch.inputs, batch.targets, batch.index)
-        why = where_not_finite(optimizer, self._plan.streams(task, distill), self.student.named_parameters())
-        return f"{skipped} steps in a row skipped since step {self._step - skipped + 1}: {why}; lower lr or delta"
 
 
 def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:
