@@ -13,13 +13,17 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench constraints clean
+.PHONY: help demo run test check bench constraints clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed-plots  ## teacher, then students with and without DOT: a table and plots, in minutes
 	$(BIN)/dotkd demo
+
+# A torchvision built for CUDA does not import beside a CPU build of torch; tests/cpu_torchvision makes it.
+run: $(VENV)/installed-dev  ## one dotkd command with every extra: make run ARGS='train digits student=timm:resnet18'
+	PYTHONPATH=$(CURDIR)/tests/cpu_torchvision$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/dotkd $(ARGS)
 
 test: check  ## everything: format, lint, types, tests and doctests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q

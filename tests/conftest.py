@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import torchvision_stubs
+
+# In this process, and in those that tests start.
+torchvision_stubs.install()
+STUBS = str(Path(torchvision_stubs.__file__).parent)
+if STUBS not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STUBS, os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture

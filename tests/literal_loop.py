@@ -22,7 +22,9 @@ def literal_run(
     rate: the learning rate of step 0, 1, ...
     """
     dataset, params = data.load(config.data, validation=config.validation), list(student.parameters())
-    mu, delta, task_weight, distill_weight = config.momentum, config.delta, config.task_weight, config.distill_weight
+    mu, delta = config.momentum, config.delta
+    task_weight = 0.1 if config.task_weight is None else config.task_weight  # as published for KD
+    distill_weight = 0.9 if config.distill_weight is None else config.distill_weight
     if config.method == "none":
         task_weight, distill_weight = 1.0, 0.0
     if config.trainer == "sgd-matched":
@@ -38,7 +40,7 @@ def literal_run(
         ):
             logits, known = student(batch.inputs), teacher(batch.inputs).detach()
             task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=config.label_smoothing)
-            t = config.temperature
+            t = config.temperature or 4.0
             soft = F.softmax(known.double() / t, 1)
             distill = t * t * F.kl_div(F.log_softmax(logits.double() / t, 1), soft, reduction="batchmean")
             by_task = torch.autograd.grad(task_weight * task, params, retain_graph=True)

@@ -15,7 +15,6 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -25,6 +24,7 @@ from hypothesis import strategies as st
 from dotkd.config import Config, ConfigError, describe
 from dotkd.config_sources import dump, parse
 from dotkd.losses import LOSSES
+from dotkd.methods import METHODS
 from dotkd.recipes import RECIPES
 
 
@@ -50,7 +50,10 @@ WRONG_KEYS = [
     ("lr=", "lr: expected a number > 0, got null"),
     ("lr=.inf", "lr: expected a number > 0, got inf"),
     ("lr=.nan", "lr: expected a number > 0, got nan"),
-    ("lr.x=1", "lr.x: lr has no entries, got 1 (only teacher_options, student_options, method_options have)"),
+    (
+        "lr.x=1",
+        "lr.x: lr has no entries, got 1 (only teacher_options, teacher_input, student_options, method_options have)",
+    ),
     ("ema=1.0", "ema: expected a number > 0 and < 1, or null, got 1.0"),
     ("seed=true", "seed: expected a whole number >= 0 and < 4294967296, got true"),
     ("seed=1.0", "seed: expected a whole number >= 0 and < 4294967296, got 1.0"),
@@ -59,31 +62,36 @@ WRONG_KEYS = [
     ("epochs=1e3", "epochs: expected a whole number >= 1, got 1000.0"),
     ("nesterov=1", "nesterov: expected true or false, got 1"),
     ("nesterov=yes", "nesterov: expected true or false, got 'yes'"),
-    ("validation=0.5", "validation: expected a number > 0 and < 0.5, got 0.5"),
+    ("validation=0.5", "validation: expected a number >= 0 and < 0.5, got 0.5"),
     ("milestones=3", "milestones: expected a list, each item a whole number >= 1, got 3"),
     ("milestones=[3, 0]", "milestones: expected a list, each item a whole number >= 1, got 0"),
     ("milestones=[true]", "milestones: expected a list, each item a whole number >= 1, got true"),
     (
         "trainer=dott",
-        "trainer: expected one of dot, sgd, dot-normalized, sgd-matched, adamw, dot-adamw, got 'dott'; "
+        "trainer: expected one of dot, sgd, dot-normalized, sgd-matched, adamw, dot-adamw, deepkd, got 'dott'; "
         "did you mean dot?",
     ),
-    ("method=KD", "method: expected one of kd, dkd, jsd, none, got 'KD'; did you mean kd?"),
-    ("method=3", "method: expected one of kd, dkd, jsd, none, got 3"),
+    (
+        "method=KD",
+        "method: expected a name that `dotkd methods` lists, none, or module:attr for your own, got 'KD'; "
+        "did you mean kd?",
+    ),
+    ("method=", "method: expected text, got null"),
     ("device=gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'; did you mean cpu?"),
     ("device=cuda0", "device: expected auto, cpu, cuda or cuda:N, got 'cuda0'; did you mean cuda:0?"),
     ("data=", "data: expected text, got null"),
     (
         "data=mnist1",
-        "data: expected mnist1d or mnist1d:NUMBER, digits, imagefolder:PATH, arrays:PATH, got 'mnist1'; "
+        "data: expected mnist1d or mnist1d:NUMBER, digits, imagefolder:PATH, arrays:PATH, cifar10[:PATH], "
+        "cifar100[:PATH], tiny-imagenet:PATH, imagenet:PATH, hf:NAME_OR_PATH, got 'mnist1'; "
         "did you mean mnist1d?",
     ),
     ("data=imagefolder", "data: expected imagefolder:PATH, got 'imagefolder'"),
     ("data=arrays:", "data: expected arrays:PATH, got 'arrays:'"),
     (
         "student=resnt1d",
-        "student: expected one of mlp, resnet1d, resnet2d, or module:attr for your own, got 'resnt1d'; "
-        "did you mean resnet1d?",
+        "student: expected a name that `dotkd models` lists, timm:NAME, torchvision:NAME, transformers:NAME, or "
+        "module:attr for your own, got 'resnt1d'; did you mean resnet1d?",
     ),
     ("student_options=3", "student_options: expected a mapping from names to plain, finite values, got 3"),
     ("student_options.=3", "student_options.: expected student_options.NAME with student_options a mapping, got 3"),
@@ -136,6 +144,50 @@ CONTRADICTIONS = [
         ["task_weight=0", "distill_weight=0"],
         "task_weight, distill_weight: expected one of them > 0, got 0 and 0",
     ),
+    (
+        ["trainer=deepkd"],
+        "trainer: deepkd has a momentum for each loss of method deepkd, got method 'kd'",
+    ),
+    (["distill_warmup_epochs=40"], "distill_warmup_epochs: expected a number < 40 (epochs), got 40.0"),
+    (["teacher=self"], "teacher: self is the student's moving average, which needs ema, got ema null"),
+    (
+        ["teacher=self", "ema=0.9", "teacher_weights=x"],
+        "teacher_weights: expected none with teacher self, got 'x'",
+    ),
+    (
+        ["more_teachers=[{model: mlp, weights: x}]"],
+        "teacher_weights: expected the first teacher's with more_teachers, which all are trained already, got null",
+    ),
+    (
+        ["teacher_weights=x", "more_teachers=[{modle: mlp, weights: x}]"],
+        "more_teachers.0.modle: unknown key, got 'mlp'; did you mean model?",
+    ),
+    (
+        ["teacher_weights=x", "more_teachers=[{model: mlp}]"],
+        "more_teachers.0.weights: expected the weights of each teacher as a path, got null",
+    ),
+    (
+        ["teacher_weights=x", "more_teachers=[{weights: y}]", "teacher_learns=[head]"],
+        "teacher_learns: expected none with more_teachers, got ['head']",
+    ),
+    (
+        ["teacher_input={image_size: 8}"],
+        "teacher_weights: expected those of a trained teacher with teacher_input, got null",
+    ),
+    (
+        ["teacher_weights=x", "teacher_input={img_size: 8}"],
+        "teacher_input.img_size: unknown key, got 8; did you mean image_size?",
+    ),
+    (["method=dkd", "mix=mixup"], "mix: expected none with method dkd, which needs samples of one class, got 'mixup'"),
+    (
+        ["method=corsd", "mix=mixup"],
+        "mix: expected none with method corsd, which needs samples of one class, got 'mixup'",
+    ),
+    (
+        ["method=reviewkd", "method_options.widht=8"],
+        "method_options.widht: method reviewkd has no such option (its options: width), got 8; did you mean width?",
+    ),
+    (["method=srrl", "method_options.rectify=1"], "method_options.rectify: expected true or false, got 1"),
     (["trainer=adamw", "nesterov=true"], "nesterov: expected false with trainer adamw, got true"),
     (
         ["trainer=sgd", "momentum=0", "nesterov=true"],
@@ -266,8 +318,7 @@ def test_a_recipe_for_the_users_own_data_asks_for_it() -> None:
 
 def test_an_unknown_source_names_the_nearest_recipe_and_the_other_mistakes() -> None:
     assert problems("sed=1", "milestones=[3]", source="mnist2d") == (
-        "mnist2d: expected a recipe's name or a YAML file (recipes: mnist1d, digits, imagefolder); "
-        "did you mean mnist1d?",
+        "mnist2d: expected a recipe's name or a YAML file (`dotkd recipes` lists those); did you mean mnist1d?",
         "sed: unknown key, got 1; did you mean seed?",
     )
 
@@ -299,8 +350,8 @@ def test_a_run_directory_names_its_configuration(tmp_path: Path) -> None:
         (b"lr: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
         (b"lr: !!binary aGk=\n", "could not determine a constructor for the tag"),
         (b"? [1]\n: 2\n", "line 1, column 3: while constructing a mapping found unhashable key"),
-        (b"recipe: mnist2d\nmilestones: [3]\n", "recipe: expected one of mnist1d, digits, imagefolder, got 'mnist2d'"),
-        (b"recipe: [1]\n", "recipe: expected one of mnist1d, digits, imagefolder, got [1]"),
+        (b"recipe: mnist2d\nmilestones: [3]\n", "recipe: expected a name that `dotkd recipes` lists, got 'mnist2d'"),
+        (b"recipe: [1]\n", "recipe: expected a name that `dotkd recipes` lists, got [1]"),
         (b"lr: " + b"[" * 5000, "run.yaml: expected a recipe's name or a YAML file: "),
         (b"seed: " + b"9" * 5000, "run.yaml: expected a recipe's name or a YAML file: "),
         (b"1: 2\n", "1: unknown key, got 2"),
@@ -439,7 +490,9 @@ def test_a_configuration_is_frozen_and_replace_checks() -> None:
 
 
 def test_methods_are_the_losses_that_exist() -> None:
-    assert set(get_args(Config.model_fields["method"].annotation)) == {*LOSSES, "none"}
+    assert {*LOSSES} < {*METHODS}
+    for name in METHODS:
+        assert Config(method=name).method == name
 
 
 def test_describe_gives_rule_default_and_meaning_of_every_key() -> None:
@@ -447,7 +500,7 @@ def test_describe_gives_rule_default_and_meaning_of_every_key() -> None:
     assert list(keys) == list(Config.model_fields)
     assert all(key.meaning for key in keys.values())
     assert keys["ema"][1:3] == ("a number > 0 and < 1, or null", "null")
-    assert keys["trainer"][1:3] == ("one of dot, sgd, dot-normalized, sgd-matched, adamw, dot-adamw", "dot")
+    assert keys["trainer"][1:3] == ("one of dot, sgd, dot-normalized, sgd-matched, adamw, dot-adamw, deepkd", "dot")
     assert keys["milestones"][1:3] == ("a list, each item a whole number >= 1", "[]")
     assert keys["device"].rule == "text"
 

@@ -1,16 +1,16 @@
-"""The data pipeline, images apart (test_images.py). Its contract:
+"""The data pipeline, images apart (test_images.py, and test_data_*.py for benchmarks and augmentation). Its contract:
 
-- `load` gives three splits that are disjoint, cover the source, hold out the same share of every class, and
-do not depend
-  on any seed or on the state of the global generators, which it leaves as they were.
-- `batches` is a function of (seed, epoch, batch number): starting at batch k gives the tail of the epoch, bit
-for bit. - A batch is what a literal loop over its images gives: scaled, cropped and mirrored, then
-normalised. - Wrong labels, types, shapes, files and options are refused, with the rule, the value and the
-nearest valid name.
+- `load` gives three splits that are disjoint, cover the source, hold out the same share of every class, and do not
+  depend on any seed or on the state of the global generators, which it leaves as they were. With `validation` 0 nothing
+  is held out.
+- `batches` is a function of (seed, epoch, batch number): starting at batch k gives the tail of the epoch, bit for bit.
+- A batch is what a literal loop over its images gives: scaled, cropped and mirrored, then normalised.
+- Wrong labels, types, shapes, files and options are refused, with the rule, the value and the nearest valid name.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from dataclasses import replace
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dotkd import data
-from dotkd.data.batches import PADDING, VIEWS, crop_flip, draw_views
+from dotkd.data.augment import PADDING, VIEWS, crop_flip, draw_views
 from dotkd.data.dataset import Split, assemble, channel_statistics, hold_out
 
 EMBEDDED = ["mnist1d", "digits"]
@@ -34,7 +34,7 @@ def made(inputs: Tensor, classes: int = 3) -> data.Dataset:
     """`inputs` as all three splits, labels in turn."""
     split = Split(inputs, torch.arange(len(inputs)) % classes)
     names = [str(label) for label in range(classes)]
-    return assemble("made", train=split, val=split, test=split, class_names=names, fingerprint="0" * 64)
+    return assemble("made", {"train": split, "val": split, "test": split}, class_names=names, fingerprint="0" * 64)
 
 
 def grey(count: int = 30, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
@@ -170,6 +170,31 @@ def test_test_and_validation_get_the_same_share_of_undivided_data(tmp_path: Path
     assert sorted(values) == list(range(400))
 
 
+@pytest.mark.parametrize("spec", EMBEDDED)
+def test_without_validation_everything_that_is_not_for_testing_is_for_training(spec: str) -> None:
+    whole, divided = data.load(spec, validation=0), data.load(spec, validation=0.25)
+    assert whole.val is None
+    assert divided.val is not None
+    assert torch.equal(whole.test.inputs, divided.test.inputs)
+    assert len(whole.train.targets) == len(divided.train.targets) + len(divided.val.targets)
+    assert whole.fingerprint != divided.fingerprint
+    with pytest.raises(ValueError, match=f"{spec} has no val split: it was loaded with validation=0"):
+        data.batches(whole, "val", batch_size=2)
+
+
+def test_without_validation_a_stored_split_stays(tmp_path: Path) -> None:
+    spec = saved(tmp_path / "a.npz", **four(x_val=grey(2).numpy(), y_val=[0, 1]))
+    dataset = data.load(spec, validation=0)
+    assert dataset.val is not None
+    assert torch.equal(dataset.val.inputs, grey(2))
+
+
+def test_without_validation_a_test_split_is_needed(tmp_path: Path) -> None:
+    spec = saved(tmp_path / "a.npz", x=grey(8).numpy(), y=[0, 1] * 4)
+    with pytest.raises(ValueError, match="expected `validation` above 0, the share that the missing test split gets"):
+        data.load(spec, validation=0)
+
+
 # --- statistics ---
 
 
@@ -296,7 +321,7 @@ def test_starting_late_gives_the_tail_bit_for_bit(augment: str, drop_last: bool)
         tail = list(data.batches(dataset, "train", **options, start=start))
         assert len(tail) == len(whole) - start
         for found, expected in zip(tail, whole[start:], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
 
 
 def test_seeds_epochs_and_batches_differ() -> None:
@@ -365,10 +390,14 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu() -> None:
         ({"start": 5}, "expected `start` in 0..4, the number of batches, got 5"),
         ({"start": -1}, "expected `start` in 0..4, the number of batches, got -1"),
         ({"seed": -1}, "expected `seed` of at least 0, got -1"),
+        ({"mix": "cut-mix"}, "expected `mix` to be 'none', 'mixup' or 'cutmix', got 'cut-mix'; did you mean 'cutmix'?"),
+        ({"mix_alpha": 0.0}, "expected `mix_alpha` above 0, got 0.0"),
+        ({"mix_alpha": math.inf}, "expected `mix_alpha` above 0, got inf"),
         ({"epoch": -1}, "expected `epoch` of at least 0, got -1"),
         (
             {"augment": "crop_flip"},
-            "expected `augment` to be 'none' or 'crop-flip', got 'crop_flip'; did you mean 'crop-",
+            "expected `augment` to be 'none', 'crop-flip', 'rotate-flip' or 'resized-crop-flip', got 'crop_flip'; did "
+            "you mean 'crop-flip'?",
         ),
     ],
 )
@@ -591,15 +620,22 @@ def test_truncated_and_altered_npz(tmp_path: Path, share: float) -> None:
         (
             "",
             {},
-            "unknown data '': expected mnist1d or mnist1d:NUMBER, digits, imagefolder:PATH, arrays:PATH",
+            "unknown data '': expected mnist1d or mnist1d:NUMBER, digits, imagefolder:PATH, arrays:PATH, "
+            "cifar10[:PATH], cifar100[:PATH], tiny-imagenet:PATH, imagenet:PATH, hf:NAME_OR_PATH",
         ),
         ("digits:8", {}, "expected digits with nothing after it, got digits:8"),
         ("mnist1d:4000", {}, "expected mnist1d:NUMBER with a multiple of 10 above 4000, got mnist1d:4000"),
         ("mnist1d:5001", {}, "expected mnist1d:NUMBER with a multiple of 10 above 4000, got mnist1d:5001"),
         ("mnist1d:many", {}, "expected mnist1d:NUMBER with a multiple of 10 above 4000, got mnist1d:many"),
-        ("digits", {"validation": 0.0}, "expected `validation` in (0, 0.5), got 0.0"),
-        ("digits", {"validation": 0.5}, "expected `validation` in (0, 0.5), got 0.5"),
-        ("digits", {"image_size": 16}, "`image_size` is for imagefolder:PATH, got 16 with digits"),
+        ("digits", {"validation": -0.1}, "expected `validation` in [0, 0.5), got -0.1"),
+        ("digits", {"validation": 0.5}, "expected `validation` in [0, 0.5), got 0.5"),
+        (
+            "digits",
+            {"image_size": 16},
+            "`image_size` is for imagefolder, cifar10, cifar100, tiny-imagenet, imagenet, hf, got 16 with digits",
+        ),
+        ("arrays:x.npz", {"image_size": 16}, "got 16 with arrays:x.npz"),
+        ("cifar_100", {}, "did you mean 'cifar100'?"),
         ("imagefolder:x", {"image_size": 0}, "expected `image_size` of at least 1 pixel, got 0"),
         ("arrays:", {}, "expected arrays:PATH, where PATH is an .npz or .safetensors file; got no path"),
     ],
@@ -639,6 +675,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, package, spec, hint in [
         ("dotkd.data.imagefolder", "PIL", "imagefolder:x", "pip install pillow"),
         ("dotkd.data.digits", "sklearn.datasets", "digits", "pip install scikit-learn"),
+        ("dotkd.data.hf", "datasets", "hf:x", "data 'hf' needs the package datasets: pip install 'dotkd[hf]'"),
         ("dotkd.data.mnist1d", "mnist1d.data", "mnist1d", "pip install mnist1d"),
     ]:
         with monkeypatch.context() as patch:

@@ -232,7 +232,7 @@ def test_a_teacher_that_is_not_finite_is_refused_with_the_samples(batch, bad):
     with pytest.raises(ValueError, match=r"the teacher's logits are not finite for 2 samples: \[2, 7\]"):
         distiller(*batch)
     with pytest.raises(ValueError, match=r"not finite for 2 samples: \[102, 107\]"):
-        distiller(*batch, sample_ids=torch.arange(100, 100 + N))
+        distiller(*batch, index=torch.arange(100, 100 + N))
 
 
 def test_without_checks_nothing_is_looked_at(batch):

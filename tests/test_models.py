@@ -186,10 +186,11 @@ UNKNOWN = [
     (
         "resnet1",
         {},
-        "unknown model `resnet1`, did you mean `resnet1d`? (known: mlp, resnet1d, resnet2d; `mod",
+        "unknown model `resnet1`, did you mean `resnet1d`? (known: mlp, resnet1d, resnet2d, resnet8, ",
     ),
     ("MLP", {}, "unknown model `MLP`, did you mean `mlp`?"),
-    ("vgg", {}, "unknown model `vgg` (known: mlp, resnet1d, resnet2d; `module:attr` names one of your own)"),
+    ("vgg", {}, "unknown model `vgg`, did you mean `vgg8`?"),
+    ("perceptron", {}, "unknown model `perceptron` (known: mlp, resnet1d, "),
     (
         "mlp",
         {"widht": 8, "deep": 1, "zzz": 0},

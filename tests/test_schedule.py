@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from dotkd import Trainer, models
-from dotkd.schedule import learning_rate, plan
+from dotkd.schedule import learning_rate, plan, weights
 from literal_loop import literal_run
 from tiny_runs import CLASSES, FEATURES, STEPS, given_teacher, records, tiny, vectors
 
@@ -80,7 +80,8 @@ def test_one_step_in_all_is_taken_at_full_rate():
 def test_the_matched_control_has_the_weights_of_dots_steady_state():
     config = tiny("digits", trainer="sgd-matched", momentum=0.9, delta=0.075, task_weight=0.1, distill_weight=0.9)
     config = config.replace(weight_decay=5e-4)
-    optimizer, task, distill = plan(config, [torch.nn.Parameter(torch.zeros(2))])
+    optimizer, task, distill, warmup = plan(config, [torch.nn.Parameter(torch.zeros(2))])
+    assert warmup == 0
     assert task == pytest.approx(0.1 / 1.75)  # FACTS of the method: task and decay x0.571, distillation x4
     assert distill == pytest.approx(0.9 * 4.0)
     assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(5e-4 / 1.75)
@@ -91,16 +92,37 @@ def test_without_distillation_the_task_loss_has_weight_1():
     config = tiny("digits", trainer="sgd", method="none", task_weight=0.1)
     made = plan(config, [torch.nn.Parameter(torch.zeros(2))])
     assert (made.task_weight, made.distill_weight) == (1.0, 0.0)
-    assert float(made.streams(torch.tensor(2.0), None)["total"]) == 2.0
+    assert float(made.weigh({"task": torch.tensor(2.0)})["total"]) == 2.0
 
 
 def test_streams_are_apart_where_the_optimizer_keeps_them_apart_and_summed_elsewhere():
-    task, distill = torch.tensor(2.0), torch.tensor(3.0)
+    losses = {"task": torch.tensor(2.0), "target": torch.tensor(1.0), "nontarget": torch.tensor(3.0)}
     params = [torch.nn.Parameter(torch.zeros(2))]
-    apart = plan(tiny("digits", trainer="dot", task_weight=0.5, distill_weight=0.25), params).streams(task, distill)
-    summed = plan(tiny("digits", trainer="sgd", task_weight=0.5, distill_weight=0.25), params).streams(task, distill)
-    assert {name: float(value) for name, value in apart.items()} == {"task": 1.0, "distill": 0.75}
-    assert {name: float(value) for name, value in summed.items()} == {"total": 1.75}
+
+    def weighed(trainer, epoch=0, **changes):
+        config = tiny("digits", trainer=trainer, method="deepkd", task_weight=0.5, distill_weight=0.25, **changes)
+        return {name: value.item() for name, value in plan(config, params).weigh(losses, epoch).items()}
+
+    assert weighed("dot") == {"task": 1.0, "distill": 1.0}
+    assert weighed("sgd") == {"total": 2.0}
+    assert weighed("deepkd") == {"task": 1.0, "target": 0.25, "nontarget": 0.75}
+    warm = {"distill_warmup_epochs": 4, "epochs": 6}
+    assert [weighed("dot", epoch, **warm)["distill"] for epoch in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_weights_are_those_given_else_those_published_for_the_method():
+    assert weights(tiny("digits")) == (0.1, 0.9, 0.0)
+    assert weights(tiny("digits", method="dkd", epochs=40)) == (1.0, 1.0, 20.0)
+    assert weights(tiny("digits", method="at", task_weight=0.5)) == (0.5, 1000.0, 0.0)
+    given = {"task_weight": 0.0, "distill_weight": 2.0, "distill_warmup_epochs": 0.0}
+    assert weights(tiny("digits", method="dkd", **given)) == (0.0, 2.0, 0.0)
+
+
+def test_deepkd_has_three_momenta_and_the_decay_in_the_task_stream():
+    config = tiny("digits", trainer="deepkd", method="deepkd", momentum=0.8, delta=0.1, weight_decay=0.3)
+    (group,) = plan(config, [torch.nn.Parameter(torch.zeros(2))]).optimizer.param_groups
+    assert group["momenta"] == pytest.approx({"task": 0.9, "target": 0.7, "nontarget": 0.9})
+    assert (group["decay_stream"], group["weight_decay"]) == ("task", 0.3)
 
 
 def compare_with_the_literal_loop(folder, student="tiny_runs:double", **changes):

@@ -110,7 +110,7 @@ def test_the_summary_is_that_of_the_weights_it_lies_beside(home, teacher, tmp_pa
     average = logits(out / "student_ema.safetensors", "test", width=8)
     assert summary["ema_test_accuracy"] == score(average, targets).accuracy
     parameters = [(FEATURES + 2) * 8 + 10 * 8 + 9 * 3, (FEATURES + 2) * 16 + 17 * 3]
-    assert summary["parameters"] == dict(zip(("student", "teacher"), parameters, strict=True))
+    assert summary["parameters"] == dict(zip(("student", "teacher", "method"), [*parameters, 0], strict=True))
 
 
 def test_a_teacher_without_weights_is_trained_first_in_a_run_folder_of_its_own(home, tmp_path):

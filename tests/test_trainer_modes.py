@@ -209,7 +209,7 @@ def test_a_read_that_somebody_added_would_be_seen(image_teacher, tmp_path, monke
 
     def reading(self, *args):
         found = losses(self, *args)
-        read(found[0])
+        read(found[0]["distill"])
         return found
 
     monkeypatch.setattr(Stepper, "_losses", reading)

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import data, models
 from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
-from dotkd.data import Augment, Dataset
-from dotkd.distiller import logits_of
+from dotkd.data import Augment, Dataset, Mix
+from dotkd.distiller import Distiller
+from dotkd.methods.activations import logits_of
+from dotkd.methods.objective import Objective
 from dotkd.randomness import seed_everything
 from dotkd.schedule import Plan, plan
+from dotkd.teachers import AdaptedTeacher, Ensemble
+
+# What `augment: auto` stands for; data that is not here is left as it is.
+USUAL_AUGMENT: dict[str, Augment] = {
+    "imagefolder": "crop-flip",
+    "hf": "crop-flip",
+    "cifar10": "crop-flip",
+    "cifar100": "crop-flip",
+    "tiny-imagenet": "rotate-flip",
+    "imagenet": "resized-crop-flip",
+}
 
 
 class Parts(NamedTuple):
     """What a run is made of. ``average`` is the moving average of the student.
 
-    ``teacher`` has its weights where ``teacher_weights`` names some; else it is still to be trained.
+    ``teacher`` is the model to be trained first, None where the weights of all teachers are given.
     """
 
     device: torch.device
     dataset: Dataset
-    augment: Augment
+    batches: Batching
     student: nn.Module
     teacher: nn.Module | None
+    distiller: Distiller | None
     plan: Plan
     average: AveragedModel | None
 
@@ -47,31 +61,146 @@ def assemble(config: Config) -> Parts:
     if device.type == "cpu":
         keep_freed_memory()
     dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
-    augment: Augment = "crop-flip" if config.data.startswith("imagefolder:") else "none"
-    if config.augment != "auto":
-        augment = config.augment
+    batching = Batching.of(config)
     # What does not fit the data is refused at this call, before a teacher has been trained.
-    data.batches(dataset, "train", batch_size=config.batch_size, drop_last=True, augment=augment)
+    first = next(batching.batches(dataset, device=device))
     seed_everything(config.seed, device)
     student = build_model(config.student, config.student_options, dataset, device)
     if config.student_weights:
         models.load_weights(student, config.student_weights)
-    teacher = None
-    if config.method != "none" or config.teacher_weights:
-        teacher = build_model(config.teacher, config.teacher_options, dataset, device)
-        if config.teacher_weights:
-            models.load_weights(teacher, config.teacher_weights)
     average = None
     if config.ema:
         average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    return Parts(device, dataset, augment, student, teacher, plan(config, student.parameters()), average)
+    untrained, distiller = None, None
+    if config.method != "none" or config.teacher_weights:
+        untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
+    trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
+    return Parts(device, dataset, batching, student, untrained, distiller, plan(config, trained), average)
+
+
+class Batching(NamedTuple):
+    """How the training split is cut into batches, and what is done to them."""
+
+    size: int
+    seed: int
+    augment: Augment
+    mix: Mix
+    mix_alpha: float
+    strong: bool
+
+    @classmethod
+    def of(cls, config: Config) -> Batching:
+        """As the config says."""
+        augment = config.augment
+        if augment == "auto":
+            augment = USUAL_AUGMENT.get(config.data.partition(":")[0], "none")
+        strong = config.method != "none" and Objective(config.method, options=config.method_options).wants_strong
+        return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong)
+
+    @property
+    def shows_fixed_views(self) -> bool:
+        """Whether each sample looks the same in every epoch."""
+        return self.augment == "none" and self.mix == "none" and not self.strong
+
+    def batches(
+        self, dataset: Dataset, *, device: torch.device, epoch: int = 0, start: int = 0
+    ) -> Iterator[data.Batch]:
+        """The batches of an epoch from ``start`` on."""
+        return data.batches(
+            dataset,
+            "train",
+            batch_size=self.size,
+            epoch=epoch,
+            seed=self.seed,
+            start=start,
+            shuffle=True,
+            drop_last=True,
+            augment=self.augment,
+            mix=self.mix,
+            mix_alpha=self.mix_alpha,
+            strong=self.strong,
+            device=device,
+        )
+
+
+def _distiller(
+    config: Config, dataset: Dataset, student: nn.Module, average: AveragedModel | None, example: Tensor
+) -> tuple[nn.Module | None, Distiller]:
+    """The teacher that is still to be trained, if any, and the distiller with all teachers."""
+    method = "kd" if config.method == "none" else config.method
+    untrained, teacher = None, None
+    if config.teacher == "self":
+        assert average is not None
+        teacher = average.module
+    elif not Objective(method, options={} if config.method == "none" else config.method_options).teacherless:
+        teacher = build_teacher(config.teacher, config.teacher_options, config.teacher_input, dataset, example.device)
+        inner = getattr(teacher, "adapted", teacher)
+        if config.teacher_weights:
+            models.load_weights(inner, config.teacher_weights)
+        else:
+            untrained = inner
+        if config.more_teachers:
+            teacher = _ensemble(config, teacher, dataset, example.device)
+    plain = config.method == "none"
+    return untrained, Distiller(
+        student,
+        teacher,
+        method,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+        options={} if plain else config.method_options,
+        student_features=config.student_features,
+        teacher_features=config.teacher_features,
+        example=example,
+        targets=dataset.train.targets,
+        teacher_learns=() if plain else config.teacher_learns,
+        acclimation_weight=config.acclimation_weight,
+        checks=False,  # data and teacher are checked beforehand; in the loop it would make the host wait
+    )
+
+
+def _ensemble(config: Config, first: nn.Module, dataset: Dataset, device: torch.device) -> Ensemble:
+    teachers: list[nn.Module] = [first]
+    shares = [1.0]
+    for entry in config.more_teachers:
+        more = cast("dict[str, Any]", entry)
+        model = build_teacher(
+            more.get("model", config.teacher), more.get("options", {}), more.get("input", {}), dataset, device
+        )
+        models.load_weights(getattr(model, "adapted", model), more["weights"])
+        teachers.append(model)
+        shares.append(more.get("share", 1.0))
+    weighted = any("share" in entry for entry in config.more_teachers)
+    return Ensemble(teachers, weights=shares if weighted else None, choose=config.teacher_choice)
+
+
+def build_teacher(
+    spec: str, options: Mapping[str, object], taken: Mapping[str, Any], dataset: Dataset, device: torch.device
+) -> nn.Module:
+    """A teacher for the student's batches; ``taken`` says what it takes where that is something else."""
+    if not taken:
+        return build_model(spec, options, dataset, device)
+    side = taken.get("image_size")
+    shape = dataset.input_shape if side is None else (dataset.input_shape[0], side, side)
+    chosen = taken.get("classes")
+    classes = taken.get("num_classes", dataset.num_classes)
+    model = models.build(spec, num_classes=classes, input_shape=shape, options=options)
+    return AdaptedTeacher(
+        model.to(device).eval(),
+        image_size=side,
+        mean=taken.get("mean"),
+        std=taken.get("std"),
+        data_mean=dataset.mean.tolist(),
+        data_std=dataset.std.tolist(),
+        classes=chosen,
+    ).to(device)
 
 
 def build_model(spec: str, options: Mapping[str, object], dataset: Dataset, device: torch.device) -> nn.Module:
     """The model for a data set, in eval mode; raises ValueError where its logits are not (N, number of classes)."""
     classes, shape = dataset.num_classes, dataset.input_shape
     model = models.build(spec, num_classes=classes, input_shape=shape, options=options).to(device).eval()
-    first = next(data.batches(dataset, "val", batch_size=2, device=device))
+    first = next(data.batches(dataset, "test", batch_size=2, device=device))
     with torch.no_grad():
         logits = logits_of(model(first.inputs))
     if logits.shape != (len(first.targets), classes):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dotkd import config_rules, config_sources
+from dotkd.config_contradictions import contradictions
 
 Options = dict[str, JsonValue]
 
@@ -40,38 +41,75 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     # data
-    data: str = Field(default="mnist1d", description="mnist1d, digits, imagefolder:PATH or arrays:PATH")
+    data: str = Field(default="mnist1d", description="a data set by name, with :PATH where it is your own")
     image_size: int | None = Field(default=None, ge=1, description="side in pixels that pictures are brought to")
-    validation: float = Field(default=0.1, gt=0, lt=0.5, description="fraction held out of train to select on")
-    augment: Literal["auto", "none", "crop-flip"] = Field(default="auto", description="changes to training pictures")
+    validation: float = Field(
+        default=0.1, ge=0, lt=0.5, description="fraction held out of train to select on; 0: nothing is selected"
+    )
+    augment: Literal["auto", "none", "crop-flip", "rotate-flip", "resized-crop-flip"] = Field(
+        default="auto", description="changes to training pictures; auto: as is usual for the data"
+    )
+    mix: Literal["none", "mixup", "cutmix"] = Field(default="none", description="training samples mixed in pairs")
+    mix_alpha: float = Field(default=1.0, gt=0, description="both parameters of the Beta distribution of the share")
 
     # teacher
-    teacher: str = Field(default="resnet1d", description="a model of dotkd, or module:attr for your own")
+    teacher: str = Field(
+        default="resnet1d",
+        description="a model of dotkd, timm:NAME, torchvision:NAME, transformers:NAME, module:attr for your own, "
+        "or self: the moving average of the student",
+    )
     teacher_options: Options = Field(default_factory=dict, description="options of the teacher model")
     teacher_weights: str | None = Field(
         default=None, description="weights file or run directory; null: the teacher is trained first"
     )
     teacher_epochs: int | None = Field(default=None, ge=1, description="epochs of its training; null: as epochs")
     teacher_lr: float | None = Field(default=None, gt=0, description="learning rate of its training; null: as lr")
+    teacher_input: Options = Field(
+        default_factory=dict,
+        description="what it was trained on, where that differs from the student's: image_size, mean, std, classes",
+    )
+    teacher_learns: tuple[str, ...] = Field(
+        default=(), strict=False, description="modules of the teacher that go on learning, from its own task loss"
+    )
+    acclimation_weight: float = Field(default=1.0, gt=0, description="weight of that loss, with teacher_learns")
+    more_teachers: tuple[Options, ...] = Field(
+        default=(), strict=False, description="further teachers: model, weights, options, input and share of each"
+    )
+    teacher_choice: Literal["mean", "best"] = Field(
+        default="mean", description="several teachers: weighted mean of logits, or the best one for each sample"
+    )
 
     # student
-    student: str = Field(default="resnet1d", description="a model of dotkd, or module:attr for your own")
+    student: str = Field(default="resnet1d", description="a model, named as the teacher is")
     student_options: Options = Field(default_factory=dict, description="options of the student model")
     student_weights: str | None = Field(default=None, description="weights file or run directory to start from")
 
     # objective
-    method: Literal["kd", "dkd", "jsd", "none"] = Field(
-        default="kd", description="distillation loss; none: task loss alone"
+    method: str = Field(
+        default="kd", description="a distillation method, module:attr for your own, or none: task loss alone"
     )
-    method_options: Options = Field(default_factory=dict, description="options of the distillation loss")
-    temperature: float = Field(default=4.0, gt=0, description="divides the logits in the distillation loss")
-    task_weight: float = Field(default=0.1, ge=0, description="weight of the task loss")
-    distill_weight: float = Field(default=0.9, ge=0, description="weight of the distillation loss")
+    method_options: Options = Field(default_factory=dict, description="options of the method")
+    student_features: tuple[str, ...] = Field(
+        default=(), strict=False, description="modules whose outputs a feature method sees; []: those of the family"
+    )
+    teacher_features: tuple[str, ...] = Field(default=(), strict=False, description="likewise, of the teacher")
+    temperature: float | None = Field(
+        default=None, gt=0, description="divides the logits in the distillation loss; null: as published"
+    )
+    task_weight: float | None = Field(default=None, ge=0, description="weight of the task loss; null: as published")
+    distill_weight: float | None = Field(
+        default=None, ge=0, description="weight of the distillation loss; null: as published"
+    )
+    distill_warmup_epochs: float | None = Field(
+        default=None, ge=0, description="epochs of linear rise of distill_weight from 0; null: as published"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of the task loss")
 
     # optimizer
-    trainer: Literal["dot", "sgd", "dot-normalized", "sgd-matched", "adamw", "dot-adamw"] = Field(
-        default="dot", description="optimizer; -normalized and -matched are the controls for DOT's hidden reweighting"
+    trainer: Literal["dot", "sgd", "dot-normalized", "sgd-matched", "adamw", "dot-adamw", "deepkd"] = Field(
+        default="dot",
+        description="optimizer; -normalized and -matched are the controls for DOT's hidden reweighting, deepkd has "
+        "three momenta",
     )
     lr: float = Field(default=0.05, gt=0, description="learning rate at its highest")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; beta1 of the AdamW forms")
@@ -129,7 +167,7 @@ class Config(BaseModel):
                 faulty |= {name.partition(".")[0] for name in wrong}
                 fields = type(self).model_fields
                 probe = self.model_construct(**{k: v for k, v in values.items() if k in fields and k not in faulty})
-            between = [text for keys, text in config_rules.contradictions(probe) if not faulty & keys]
+            between = [text for keys, text in contradictions(probe) if not faulty & keys]
             if wrong or between:
                 raise ConfigError("\n".join([*wrong.values(), *between]))
 

@@ -1,24 +1,15 @@
-"""What a configuration must satisfy, in words: the rule of each key, and the rules between keys."""
+"""What each key of a configuration must satisfy, in words; the rules between keys are in `config_contradictions`."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-
-if TYPE_CHECKING:
-    from dotkd.config import Config
-
-# The trainers that give the two losses momenta of their own, or copy the effect of that.
-TWO_MOMENTA = ("dot", "dot-normalized", "sgd-matched", "dot-adamw")
-ADAMW = ("adamw", "dot-adamw")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
@@ -89,117 +80,7 @@ def field_problems(error: ValidationError, fields: Mapping[str, FieldInfo]) -> d
     return problems
 
 
-def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
-    """The rules that no single key can show; yields the keys that each broken one rests on, and the line."""
-    yield from _optimization(config)
-    yield from _schedule(config)
-    yield from _names(config)
-    if config.method == "none":
-        if config.trainer in TWO_MOMENTA:
-            text = f"trainer: {config.trainer} needs a distillation loss, got method none; expected sgd or adamw"
-            yield {"trainer", "method"}, text
-        if config.task_weight == 0:
-            yield {"task_weight", "method"}, "task_weight: expected a number > 0 with method none, got 0"
-    elif config.task_weight == config.distill_weight == 0:
-        yield {"task_weight", "distill_weight"}, "task_weight, distill_weight: expected one of them > 0, got 0 and 0"
-
-
-def _optimization(config: Config) -> Iterator[tuple[set[str], str]]:
-    momentum, delta, trainer = config.momentum, config.delta, config.trainer
-    if trainer in TWO_MOMENTA and not (delta <= momentum and momentum + delta < 1):
-        yield (
-            {"delta", "momentum", "trainer"},
-            f"delta: expected 0 <= delta <= momentum and momentum + delta < 1, got {delta} with momentum {momentum}",
-        )
-    if config.nesterov and trainer in ADAMW:
-        yield {"nesterov", "trainer"}, f"nesterov: expected false with trainer {trainer}, got true"
-    elif config.nesterov and momentum == 0:
-        yield {"nesterov", "momentum"}, "nesterov: expected momentum > 0 with it, got momentum 0"
-    if config.batch_size % config.accumulate:
-        yield (
-            {"accumulate", "batch_size"},
-            f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
-        )
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        hint = nearest(config.device, ("auto", "cpu", "cuda", "cuda:0"))
-        yield {"device"}, f"device: expected auto, cpu, cuda or cuda:N, got {shown(config.device)}{hint}"
-
-
-def _schedule(config: Config) -> Iterator[tuple[set[str], str]]:
-    milestones, given = list(config.milestones), shown(config.milestones)
-    if config.schedule != "step":
-        if milestones:
-            keys = {"milestones", "schedule"}
-            yield keys, f"milestones: expected none with schedule {config.schedule} (they belong to step), got {given}"
-    elif not milestones:
-        yield {"milestones", "schedule"}, "milestones: expected at least one with schedule step, got []"
-    elif milestones != sorted(set(milestones)):
-        yield {"milestones"}, f"milestones: expected increasing epochs, got {given}"
-    elif milestones[-1] >= config.epochs:
-        yield {"milestones", "epochs"}, f"milestones: expected epochs < {config.epochs} (epochs), got {given}"
-    if config.warmup_epochs >= config.epochs:
-        text = f"warmup_epochs: expected a number < {config.epochs} (epochs), got {config.warmup_epochs}"
-        yield {"warmup_epochs", "epochs"}, text
-
-
-def _names(config: Config) -> Iterator[tuple[set[str], str]]:
-    """Data, models, the distillation loss and their options, against what exists."""
-    # Here, so that `describe` does not wait for torch.
-    from dotkd.data import SOURCES
-    from dotkd.models import MODELS
-    from dotkd.models.arguments import check_options
-
-    kind, _, place = config.data.partition(":")
-    if kind not in SOURCES:
-        text = f"data: expected {', '.join(SOURCES.values())}, got {shown(config.data)}{nearest(kind, SOURCES)}"
-        yield {"data"}, text
-    elif SOURCES[kind].endswith(":PATH") and not place:
-        yield {"data"}, f"data: expected {SOURCES[kind]}, got {shown(config.data)}"
-    if config.image_size is not None and kind != "imagefolder":
-        yield {"image_size", "data"}, f"image_size: expected null with data {kind}, got {config.image_size}"
-    for key, model, options in (
-        ("teacher", config.teacher, config.teacher_options),
-        ("student", config.student, config.student_options),
-    ):
-        if ":" in model:
-            continue  # the user's own, imported when it is built
-        if model not in MODELS:
-            known = f"one of {', '.join(MODELS)}, or module:attr for your own"
-            yield {key}, f"{key}: expected {known}, got {shown(model)}{nearest(model, MODELS)}"
-            continue
-        try:
-            check_options(model, MODELS[model], options)
-        except ValueError as error:
-            yield {key, f"{key}_options"}, f"{key}_options: {error}"
-    yield from _method_options(config)
-
-
-def _method_options(config: Config) -> Iterator[tuple[set[str], str]]:
-    import torch
-
-    from dotkd.losses import LOSSES
-
-    keys, options = {"method", "method_options"}, config.method_options
-    loss = LOSSES.get(config.method)  # none has no loss
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(loss).parameters if loss else {}
-    known = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "temperature"]
-    wrong = False
-    for name, value in options.items():
-        if name not in known:
-            takes = f"its options: {', '.join(known)}" if known else "it has none"
-            hint = "; temperature is a key of its own" if name == "temperature" else nearest(name, known)
-            text = f"method {config.method} has no such option ({takes}), got {shown(value)}{hint}"
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            text = f"expected a number, got {shown(value)}"
-        else:
-            continue
-        wrong = True
-        yield keys, f"method_options.{printable(name)}: {text}"
-    if loss and not wrong:
-        # The ranges are the loss's own to state: one sample of two classes brings them out before any training.
-        logits, target = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
-        arguments = (logits, logits, target) if "target" in parameters else (logits, logits)
-        try:
-            loss(*arguments, **{**options, "temperature": config.temperature})
-        except ValueError as error:
-            yield keys | {"temperature"}, f"method_options: {error}"
+def kind_in_words(default: object) -> str:
+    """What an option takes whose default is this: "a number", "text"."""
+    kind = float if type(default) is int else type(default)
+    return _KINDS.get(kind, "a list")

@@ -133,7 +133,7 @@ def _base(source: str | Path | None, fields: Fields, problems: list[str]) -> dic
     recipe = content.pop("recipe", None)
     if recipe is not None:
         if not isinstance(recipe, str) or recipe not in RECIPES:
-            known = f"expected one of {', '.join(RECIPES)}"
+            known = "expected a name that `dotkd recipes` lists"
             problems.append(f"recipe: {known}, got {shown(recipe)}{nearest(recipe, RECIPES)}")
             return None
         values = RECIPES[recipe].config.model_dump()
@@ -153,8 +153,8 @@ def _read_file(source: str | Path, recipes: list[str], problems: list[str]) -> d
         content = parse(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         files = [str(file) for pattern in ("*.yaml", "*.yml") for file in sorted(Path(source).parent.glob(pattern))]
-        known = f"recipes: {', '.join(recipes)}"
-        problems.append(f"{printable(str(source))}: {wanted} ({known}){nearest(source, [*recipes, *files])}")
+        hint = nearest(source, [*recipes, *files])
+        problems.append(f"{printable(str(source))}: {wanted} (`dotkd recipes` lists those){hint}")
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home that expanduser cannot find
         problems.append(f"{printable(str(source))}: {wanted}: {error}")
     else:

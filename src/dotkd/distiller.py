@@ -1,18 +1,19 @@
-"""Student, frozen teacher and distillation loss, joined: a batch goes in, two losses come out and stay apart."""
+"""Student, teacher and method, joined: a batch goes in, the losses come out and stay apart."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dotkd.losses import LOSSES
+from dotkd.methods.activations import Activations, Observer, logits_of
+from dotkd.methods.card import Need
+from dotkd.methods.objective import Method, Objective, nearest_or_refuse
+from dotkd.teachers import Ensemble
 
 
 class Losses(NamedTuple):
@@ -31,112 +32,244 @@ class Distiller:
     >>> task, distill, logits = distiller(torch.randn(8, 4), torch.randint(0, 3, (8,)))
 
     A model may return its logits, a tuple that starts with them, or an object with ``.logits``. The teacher is put into
-    eval mode and frozen, and stays so.
+    eval mode and frozen, and stays so. Methods that look at features find them by hooks, and may bring parameters of
+    their own: give the optimizer :meth:`parameters`.
 
     Args:
-        method: a name from ``dotkd.losses.LOSSES``, or any function ``(student_logits, teacher_logits, ...) -> ()``;
-            ``target`` and ``temperature`` are passed where its signature has them.
-        temperature: divides the logits of both inside the distillation loss; dimensionless, > 0.
+        teacher: None for methods in which a student teaches itself (``corsd``).
+        method: a name from ``dotkd.methods.METHODS``; any function ``(student_logits, teacher_logits, ...) -> ()``;
+            the class of a feature method; or ``module:attr``, where one of these is. What its signature names of
+            ``target``, ``index``, ``progress``, ``temperature`` is passed.
+        temperature: divides the logits of both inside the distillation loss; dimensionless, > 0; None: as published.
         label_smoothing: of the task loss (cross-entropy), in [0, 1).
         options: further keyword arguments of the method.
+        student_features, teacher_features: module paths whose outputs a feature method sees, shallow to deep; by
+            default those of the model's family.
+        example: (N, ...) inputs to try both models on; needed by methods that look inside.
+        targets: (M,) int64 labels of the training split; needed by methods that draw samples of other classes (CRD).
+        teacher_learns: module paths of the teacher that stay trainable. They learn by a cross-entropy of the teacher's
+            own, ``acclimation_weight`` times, added to the task loss; the student still takes its logits as they are.
         checks: look at the values of targets and teacher logits that lie on a CPU. On other devices looking would make
             the host wait; there an optimizer of this library skips the step.
 
     Raises:
-        ValueError: unknown method or option; teacher and student share parameters; a value outside its rule.
+        ValueError: unknown method, option or module; teacher and student share parameters; a value outside its rule.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
-        method: str | Callable[..., Tensor] = "kd",
+        teacher: nn.Module | None,
+        method: Method = "kd",
         *,
-        temperature: float = 4.0,
+        temperature: float | None = None,
         label_smoothing: float = 0.0,
         options: Mapping[str, Any] | None = None,
+        student_features: Sequence[str] = (),
+        teacher_features: Sequence[str] = (),
+        example: Tensor | None = None,
+        targets: Tensor | None = None,
+        teacher_learns: Sequence[str] = (),
+        acclimation_weight: float = 1.0,
         checks: bool = True,
     ) -> None:
-        if not 0 < temperature < math.inf:
+        if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"expected `temperature` > 0 and finite, got {temperature}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected `label_smoothing` in [0, 1), got {label_smoothing}")
-        shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-        if shared:
-            names = [name for name, p in student.named_parameters() if id(p) in shared]
-            raise ValueError(f"teacher and student share {len(names)} parameters ({names[0]}, ...): copy one of them")
+        self.objective = Objective(method, temperature=temperature, options=options)
+        if teacher is None and not self.objective.teacherless:
+            raise ValueError(f"expected a teacher for method {method!r}, got None")
         self.student = student
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.label_smoothing = label_smoothing
-        self.checks = checks
-        self._loss = LOSSES[_nearest("method", method, LOSSES)] if isinstance(method, str) else method
-        accepted = inspect.signature(self._loss).parameters
-        self._options = dict(options or {})
-        given_here = {*list(accepted)[:2], "target", "temperature"}
-        for name in self._options:
-            _nearest("option", name, {key: accepted[key] for key in accepted if key not in given_here})
-        if "temperature" in accepted:
-            self._options["temperature"] = temperature
-        self._wants_target = "target" in accepted
+        self.teacher = None if teacher is None or self.objective.teacherless else _frozen(student, teacher)
+        self.label_smoothing, self.checks = label_smoothing, checks
+        self._learning = self._unfreeze(teacher_learns)
+        self._acclimation_weight = acclimation_weight
+        self._forward: Callable[[Tensor], Any] = student
+        self._observers: tuple[Observer, Observer] | None = None
+        if self.objective.looks_inside:
+            if isinstance(teacher, Ensemble):
+                raise ValueError(f"expected one teacher for method {method!r}, which looks inside it, got several")
+            if example is None:
+                raise ValueError(f"expected `example` inputs for method {method!r}, which looks inside the models")
+            needs: tuple[Need, ...] = self.objective.card.needs if self.objective.card else ("features", "embedding")
+            seen = Observer(student, "student", needs, points=student_features, example=example)
+            taught = seen
+            if self.teacher is not None:
+                taught = Observer(self.teacher, "teacher", needs, points=teacher_features, example=example)
+            self.objective.build(seen.anatomy, taught.anatomy, targets)
+            self._observers = seen, taught
+            assert self.objective.module is not None
+            self.objective.module.to(example.device)
+
+    @property
+    def extra(self) -> nn.ModuleDict:
+        """What is trained besides the student: ``method``, its projectors, and the parts of the teacher that learn."""
+        parts = {"method": self.objective.module} if self.objective.module is not None else {}
+        learning = {f"teacher_{path.replace('.', '_')}": module for path, module in self._learning.items()}
+        return nn.ModuleDict({**parts, **learning})
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether logits alone do not settle the distillation loss."""
+        return self.objective.looks_inside
+
+    @property
+    def teacher_is_fixed(self) -> bool:
+        """Whether equal inputs always get equal logits from the teacher."""
+        return self.teacher is not None and not self._learning
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer has to train: the student's parameters, then those of :attr:`extra`."""
+        return [*self.student.parameters(), *self.extra.parameters()]
+
+    def train(self) -> None:
+        """Put the student and the method into training mode; the teacher stays in eval mode."""
+        self.student.train()
+        if self.objective.module is not None:
+            self.objective.module.train()
+
+    def compile(self) -> None:
+        """Run the student through torch.compile from now on."""
+        self._forward = cast("Callable[[Tensor], Any]", torch.compile(self.student))
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, sample_ids: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        teacher_logits: Tensor | None = None,
+        *,
+        strong: Tensor | None = None,
+        index: Tensor | None = None,
+        progress: float = 0.0,
     ) -> Losses:
-        """The losses of one batch.
+        """The losses of one batch; the distillation losses of a method with several streams are added up.
 
         Args:
             inputs: (N, ...), fed to the student, and to the teacher unless its logits are given.
-            targets: (N,), int64 class indices in [0, C).
+            targets: (N,), int64 class indices in [0, C); or (N, C), the shares of the classes in mixed samples.
             teacher_logits: (N, C), where they are known already.
-            sample_ids: (N,), what an error calls the samples; by default their position in the batch.
+            strong: (N, ...), a second, strongly augmented view of the samples, for methods that compare two.
+            index: (N,) int64, positions in the training split; also what an error calls the samples.
+            progress: share of the training that is done, in [0, 1).
 
         Raises:
-            ValueError: teacher and student disagree on the shape of the logits; with ``checks`` also a target outside
-                [0, C) or teacher logits that are not finite.
+            ValueError: teacher and student disagree on the shape of the logits; something that the method needs is
+                missing; with ``checks`` also a target outside [0, C) or teacher logits that are not finite.
             TypeError: targets that are not int64.
         """
-        logits = logits_of(self.student(inputs))
-        if teacher_logits is None:
-            teacher_logits = self.teacher_logits(inputs, sample_ids=sample_ids)
+        streams, logits = self.streams(inputs, targets, teacher_logits, strong=strong, index=index, progress=progress)
+        task = streams.pop("task")
+        distill = list(streams.values())
+        return Losses(task, sum(distill[1:], distill[0]), logits)
+
+    def streams(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        teacher_logits: Tensor | None = None,
+        *,
+        strong: Tensor | None = None,
+        index: Tensor | None = None,
+        progress: float = 0.0,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """As calling the distiller, with the losses by stream, ``task`` first; returns (losses, student logits)."""
+        seen, taught = self.observe(inputs, targets, teacher_logits, index=index)
+        self._check_targets(targets, seen.logits)
+        losses = {"task": self._cross_entropy(seen.logits, targets)}
+        if self._learning:
+            losses["task"] = losses["task"] + self._acclimation_weight * self._cross_entropy(taught.logits, targets)
+            taught = taught._replace(logits=taught.logits.detach())
+        given: dict[str, Tensor | float | None] = {"target": targets, "index": index, "progress": progress}
+        if self.objective.wants_strong:
+            if strong is None:
+                raise ValueError("this method compares two views of each sample: expected `strong`, got None")
+            given["student_strong"] = logits_of(self._forward(strong))
+            given["teacher_strong"] = self.teacher_logits(strong, targets, index=index)
+            losses["task"] = losses["task"] + self._cross_entropy(given["student_strong"], targets)
+        for name, loss in self.distill_losses(seen, taught, **given).items():
+            losses[name] = losses[name] + loss if name in losses else loss
+        return losses, seen.logits
+
+    def observe(
+        self, inputs: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, index: Tensor | None = None
+    ) -> tuple[Activations, Activations]:
+        """What the method sees of the student and of its teacher; where there is none, of the student twice."""
+        if self._observers:
+            seen = self._observers[0](inputs, self._forward)
+        else:
+            seen = Activations(logits_of(self._forward(inputs)))
+        if teacher_logits is not None and not self.looks_inside:
+            return seen, Activations(teacher_logits)
+        return seen, seen if self.teacher is None else self._observe_teacher(inputs, targets, index)
+
+    def distill_losses(
+        self, student: Activations, teacher: Activations, **given: Tensor | float | None
+    ) -> dict[str, Tensor]:
+        """The method's losses alone, by stream."""
+        if student.logits.shape != teacher.logits.shape:
+            raise ValueError(
+                "expected teacher and student to give logits of one shape, "
+                f"got {tuple(teacher.logits.shape)} and {tuple(student.logits.shape)}"
+            )
+        return self.objective(student, teacher, **given)
+
+    @torch.no_grad()
+    def teacher_logits(self, inputs: Tensor, targets: Tensor | None = None, *, index: Tensor | None = None) -> Tensor:
+        """The teacher's logits, (N, C), always in eval mode. Raises as calling the distiller does."""
+        assert self.teacher is not None
+        self.teacher.eval()
+        logits = logits_of(self._ask(self.teacher, inputs, targets))
+        if self.checks and logits.device.type == "cpu":
+            refuse_non_finite(logits, index)
+        return logits
+
+    def _observe_teacher(self, inputs: Tensor, targets: Tensor, index: Tensor | None) -> Activations:
+        assert self.teacher is not None
+        self.teacher.eval()
+        with torch.set_grad_enabled(bool(self._learning)):
+            if self._observers:
+                seen = self._observers[1](inputs)
+            else:
+                seen = Activations(logits_of(self._ask(self.teacher, inputs, targets)))
+        if self.checks and seen.logits.device.type == "cpu":
+            refuse_non_finite(seen.logits, index)
+        return seen
+
+    @staticmethod
+    def _ask(teacher: nn.Module, inputs: Tensor, targets: Tensor | None) -> Any:
+        return teacher(inputs, targets) if isinstance(teacher, Ensemble) else teacher(inputs)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+    def _check_targets(self, targets: Tensor, logits: Tensor) -> None:
+        if targets.dim() == 2 and targets.is_floating_point() and not self.objective.wants_target:
+            return
         if targets.dtype != torch.int64:
             raise TypeError(f"expected targets of dtype torch.int64, got {targets.dtype}")
         if self.checks and targets.device.type == "cpu":
             outside = targets[(targets < 0) | (targets >= logits.shape[-1])]
             if outside.numel():
                 raise ValueError(f"expected targets in [0, {logits.shape[-1]}), got {int(outside[0])}")
-        task = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
-        return Losses(task, self.distill_loss(logits, teacher_logits, targets), logits)
 
-    @torch.no_grad()
-    def teacher_logits(self, inputs: Tensor, *, sample_ids: Tensor | None = None) -> Tensor:
-        """The teacher's logits, (N, C), always in eval mode. Raises as calling the distiller does."""
-        if self.teacher.training:
-            self.teacher.eval()
-        logits = logits_of(self.teacher(inputs))
-        if self.checks and logits.device.type == "cpu":
-            refuse_non_finite(logits, sample_ids)
-        return logits
-
-    def distill_loss(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
-        """The distillation loss alone, shape ()."""
-        if student_logits.shape != teacher_logits.shape:
-            raise ValueError(
-                "expected teacher and student to give logits of one shape, "
-                f"got {tuple(teacher_logits.shape)} and {tuple(student_logits.shape)}"
-            )
-        if self._wants_target:
-            return self._loss(student_logits, teacher_logits, target=targets, **self._options)
-        return self._loss(student_logits, teacher_logits, **self._options)
+    def _unfreeze(self, paths: Sequence[str]) -> dict[str, nn.Module]:
+        if paths and self.teacher is None:
+            raise ValueError(f"there is no teacher of which {', '.join(paths)} could learn")
+        learning: dict[str, nn.Module] = {}
+        for path in paths:
+            assert self.teacher is not None
+            known = dict(self.teacher.named_modules())
+            learning[path] = known[nearest_or_refuse("module of the teacher", path, known)].requires_grad_(True)
+        return learning
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, a tuple that starts with one, or an object with ``.logits``."""
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, (tuple, list)) and logits:
-        logits = logits[0]
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"expected a model to return logits, (logits, ...) or .logits, got {type(output).__name__}")
-    return logits
+def _frozen(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        names = [name for name, p in student.named_parameters() if id(p) in shared]
+        raise ValueError(f"teacher and student share {len(names)} parameters ({names[0]}, ...): copy one of them")
+    return teacher.eval().requires_grad_(False)
 
 
 def refuse_non_finite(teacher_logits: Tensor, sample_ids: Tensor | None = None) -> None:
@@ -145,12 +278,3 @@ def refuse_non_finite(teacher_logits: Tensor, sample_ids: Tensor | None = None) 
     if bad.numel():
         ids = (bad if sample_ids is None else sample_ids[bad]).tolist()
         raise ValueError(f"the teacher's logits are not finite for {len(ids)} samples: {ids[:10]}")
-
-
-def _nearest(kind: str, name: str, known: Mapping[str, Any]) -> str:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        expected = f"one of {', '.join(known)}" if known else "none"
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {kind} {name!r}, expected {expected}{hint}")
-    return name

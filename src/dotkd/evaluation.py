@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dotkd.data import Dataset, SplitName, batches
-from dotkd.distiller import Distiller, logits_of, refuse_non_finite
+from dotkd.distiller import Distiller, refuse_non_finite
+from dotkd.methods.activations import Activations, in_eval_mode, logits_of
 
 
 class Scores(NamedTuple):
-    """``accuracy`` is a fraction; the losses are means over the samples, ``distill_loss`` None without a teacher."""
+    """``accuracy`` is a fraction; the losses are means over the samples, ``distill_loss`` None where not known."""
 
     accuracy: float
     task_loss: float
@@ -25,37 +26,29 @@ class Scores(NamedTuple):
 def predict(model: nn.Module, dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device) -> Tensor:
     """The model's logits for a whole split without augmentation, in the split's order: (N, C), float32.
 
-    The model is put into eval mode for it, and back into the mode it was in.
+    The model is put into eval mode for it, and its modules back into the modes they were in.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         parts = [
             logits_of(model(b.inputs)).float() for b in batches(dataset, split, batch_size=batch_size, device=device)
         ]
-    finally:
-        model.train(was_training)
     return torch.cat(parts)
 
 
-def score(
-    logits: Tensor, targets: Tensor, distiller: Distiller | None = None, teacher_logits: Tensor | None = None
-) -> Scores:
-    """Scores of (N, C) logits against (N,) targets, and against the teacher's logits where there is one."""
+def score(logits: Tensor, targets: Tensor) -> Scores:
+    """Accuracy and task loss of (N, C) logits against (N,) targets."""
     targets = targets.to(logits.device)
     accuracy = int((logits.argmax(1) == targets).sum()) / len(targets)
-    task = F.cross_entropy(logits, targets).item()
-    if distiller is None or teacher_logits is None:
-        return Scores(accuracy, task, None)
-    return Scores(accuracy, task, distiller.distill_loss(logits, teacher_logits, targets).item())
+    return Scores(accuracy, F.cross_entropy(logits, targets).item(), None)
 
 
 class Examiner:
     """Scores models on the splits of a data set, against a teacher where there is one.
 
     Args:
-        distiller: whose teacher and distillation loss to measure with; None: the distillation loss stays unknown.
-        fixed: splits whose samples look the same in every epoch. The teacher's logits for them are computed once.
+        distiller: whose teacher and method to measure with; None: the distillation loss stays unknown.
+        fixed: splits that a fixed teacher sees alike in every epoch. Its logits for them are computed once.
+        batch_size: also what a method that relates the samples of a batch is measured in.
 
     Raises:
         ValueError: the teacher's logits for a fixed split are not finite; the text names the samples.
@@ -72,9 +65,8 @@ class Examiner:
     ) -> None:
         self._dataset, self._distiller, self._batch_size, self._device = dataset, distiller, batch_size, device
         self._known: dict[SplitName, Tensor] = {}
-        for split in fixed if distiller else ():
-            logits = self._teacher_logits(split)
-            assert logits is not None
+        for split in fixed if distiller and not distiller.looks_inside else ():
+            logits = self._ask_teacher(split)
             refuse_non_finite(logits)
             self._known[split] = logits
 
@@ -83,21 +75,81 @@ class Examiner:
         return self._known.get(split)
 
     def scores(self, model: nn.Module, split: SplitName) -> Scores:
-        """Scores of ``model`` in eval mode on the whole split, without augmentation."""
-        return score(self._predict(model, split), self._targets(split), self._distiller, self._teacher_logits(split))
+        """Scores of ``model`` in eval mode on the whole split, without augmentation.
+
+        The loss of a method that looks inside is left out: it costs a pass of the teacher (see :meth:`final_scores`).
+        """
+        logits = predict(model, self._dataset, split, batch_size=self._batch_size, device=self._device)
+        scores = score(logits, self._targets(split))
+        if self._distiller is None or self._distiller.looks_inside:
+            return scores
+        return scores._replace(distill_loss=self._loss_on_logits(self._distiller, logits, split))
+
+    def final_scores(self, split: SplitName) -> Scores:
+        """Scores of the distiller's student with the distillation loss of any method.
+
+        It stays None where the method knows the samples of the training split alone and ``split`` is another.
+        """
+        assert self._distiller is not None
+        scores = self.scores(self._distiller.student, split)
+        if not self._distiller.looks_inside or (self._distiller.objective.wants_index and split != "train"):
+            return scores
+        return scores._replace(distill_loss=self._loss_inside(self._distiller, split))
 
     def teacher_accuracy(self, split: SplitName) -> float | None:
         """The teacher's own accuracy; None where there is no teacher."""
-        logits = self._teacher_logits(split)
-        return None if logits is None else score(logits, self._targets(split)).accuracy
+        if self._distiller is None or self._distiller.teacher is None:
+            return None
+        logits = self._known[split] if split in self._known else self._ask_teacher(split)
+        return score(logits, self._targets(split)).accuracy
 
-    def _teacher_logits(self, split: SplitName) -> Tensor | None:
-        if self._distiller is None or split in self._known:
-            return self._known.get(split)
-        return self._predict(self._distiller.teacher, split)
+    @torch.no_grad()
+    def _loss_on_logits(self, distiller: Distiller, logits: Tensor, split: SplitName) -> float:
+        taught = self._known[split] if split in self._known else self._ask_teacher(split)
+        targets = self._targets(split).to(logits.device)
+        total = torch.zeros((), device=logits.device)
+        for student, teacher, target in zip(
+            logits.split(self._batch_size), taught.split(self._batch_size), targets.split(self._batch_size), strict=True
+        ):
+            # Without augmentation the second view of a sample is the first.
+            found = distiller.distill_losses(
+                Activations(student),
+                Activations(teacher),
+                target=target,
+                progress=1.0,
+                student_strong=student,
+                teacher_strong=teacher,
+            )
+            total += _distillation(found) * len(target)
+        return total.item() / len(targets)
 
-    def _predict(self, model: nn.Module, split: SplitName) -> Tensor:
-        return predict(model, self._dataset, split, batch_size=self._batch_size, device=self._device)
+    @torch.no_grad()
+    def _loss_inside(self, distiller: Distiller, split: SplitName) -> float:
+        total, count = torch.zeros((), device=self._device), 0
+        module = distiller.objective.module
+        assert module is not None
+        with in_eval_mode(distiller.student), in_eval_mode(module):
+            for batch in batches(self._dataset, split, batch_size=self._batch_size, device=self._device):
+                index = batch.index.to(self._device)
+                seen, taught = distiller.observe(batch.inputs, batch.targets, index=index)
+                found = distiller.distill_losses(seen, taught, target=batch.targets, index=index, progress=1.0)
+                total += _distillation(found) * len(batch.targets)
+                count += len(batch.targets)
+        return total.item() / count
+
+    @torch.no_grad()
+    def _ask_teacher(self, split: SplitName) -> Tensor:
+        assert self._distiller is not None
+        parts = [
+            self._distiller.teacher_logits(batch.inputs, batch.targets).float()
+            for batch in batches(self._dataset, split, batch_size=self._batch_size, device=self._device)
+        ]
+        return torch.cat(parts)
 
     def _targets(self, split: SplitName) -> Tensor:
         return getattr(self._dataset, split).targets
+
+
+def _distillation(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the losses that are not part of the task loss."""
+    return torch.stack([loss.float() for stream, loss in losses.items() if stream != "task"]).sum()

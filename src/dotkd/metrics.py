@@ -23,15 +23,15 @@ class Means:
         self.sums = torch.zeros(4, device=device)  # task loss, distillation loss, hits, samples
 
     @torch.no_grad()
-    def add(self, task: Tensor, distill: Tensor | None, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch: losses of shape (), logits (N, C), targets (N,)."""
-        hits = (logits.argmax(1) == targets).float().mean()
-        row = [
-            task.float(),
-            torch.zeros_like(hits) if distill is None else distill.float(),
-            hits,
-            torch.ones_like(hits),
-        ]
+    def add(self, losses: Mapping[str, Tensor], logits: Tensor, targets: Tensor) -> None:
+        """Count one batch: losses by stream, of shape () each; logits (N, C); targets (N,).
+
+        In mixed samples, with targets (N, C), the class of the larger share counts as the right one.
+        """
+        labels = targets.argmax(1) if targets.dim() == 2 else targets
+        hits = (logits.argmax(1) == labels).float().mean()
+        distill = sum((loss.float() for name, loss in losses.items() if name != "task"), torch.zeros_like(hits))
+        row = [losses["task"].float(), distill, hits, torch.ones_like(hits)]
         self.sums.add_(torch.stack(row), alpha=len(targets))
 
     def read(self) -> tuple[float, float, float, float]:

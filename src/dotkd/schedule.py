@@ -4,68 +4,94 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from dotkd.config import Config
+from dotkd.methods.card import Card
+from dotkd.methods.objective import Objective
 from dotkd.optim import DOT, DOTAdamW, StreamAdamW, StreamOptimizer, StreamSGD
 
 
 class Plan(NamedTuple):
-    """An optimizer, and the factors by which the task loss and the distillation loss enter it."""
+    """An optimizer, and the factors by which the losses enter it.
+
+    The distillation losses come in by ``distill_weight``, of which the first ``warmup_epochs`` epochs take a share that
+    grows from epoch to epoch.
+    """
 
     optimizer: StreamOptimizer
     task_weight: float
     distill_weight: float
+    warmup_epochs: float = 0.0
 
-    def streams(self, task: Tensor, distill: Tensor | None) -> dict[str, Tensor]:
-        """The weighted losses by stream: one for each where the optimizer keeps them apart, else their sum."""
-        if len(self.optimizer.streams) == 2 and distill is not None:
-            return {"task": self.task_weight * task, "distill": self.distill_weight * distill}
-        total = self.task_weight * task
-        return {"total": total if distill is None else total + self.distill_weight * distill}
+    def weigh(self, losses: Mapping[str, Tensor], epoch: int = 0) -> dict[str, Tensor]:
+        """The weighted losses by stream of the optimizer, in epoch ``epoch`` (from 0).
+
+        An optimizer with a stream for each loss gets them apart, one of two the distillation losses as one, one of one
+        stream the sum.
+        """
+        share = min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        weighted = {
+            name: (self.task_weight if name == "task" else share * self.distill_weight) * loss
+            for name, loss in losses.items()
+        }
+        streams = self.optimizer.streams
+        if tuple(weighted) == streams:
+            return weighted
+        parts = list(weighted.values())
+        if streams == ("task", "distill") and len(parts) > 1:
+            return {"task": parts[0], "distill": sum(parts[2:], parts[1])}
+        (only,) = streams
+        return {only: sum(parts[1:], parts[0])}
 
 
 def plan(config: Config, params: Iterable[nn.Parameter]) -> Plan:
-    """The optimizer that ``config.trainer`` names.
+    """The optimizer that ``config.trainer`` names, with the weights of the config, else those of the method's card.
 
     ``sgd-matched`` is plain SGD on re-weighted losses. In a steady state momentum m multiplies a gradient by
     1 / (1 - m), so DOT weighs the task loss and the decay by (1 - mu) / (1 - mu + delta) and the distillation loss by
     (1 - mu) / (1 - mu - delta), compared with SGD; the control does the same without a second momentum.
+
+    ``deepkd`` has a stream for the task loss, the target class and the other classes (Huang et al. 2025,
+    arXiv 2505.15133, equations 10 to 12).
     """
     mu, delta, lr, decay = config.momentum, config.delta, config.lr, config.weight_decay
-    task, distill = config.task_weight, config.distill_weight
-    if config.method == "none":
-        task, distill = 1.0, 0.0
+    task, distill, warmup = weights(config)
     if config.trainer == "sgd-matched":
         less, more = (1 - mu) / (1 - mu + delta), (1 - mu) / (1 - mu - delta)
         task, distill, decay = task * less, distill * more, decay * less
+    sgd: dict[str, Any] = {"lr": lr, "weight_decay": decay, "nesterov": config.nesterov}
+    adamw: dict[str, Any] = {"lr": lr, "weight_decay": decay, "betas": (mu, config.beta2), "eps": config.eps}
     match config.trainer:
         case "dot" | "dot-normalized":
-            optimizer = DOT(
-                params,
-                lr=lr,
-                momentum=mu,
-                delta=delta,
-                weight_decay=decay,
-                nesterov=config.nesterov,
-                normalize=config.trainer == "dot-normalized",
-            )
+            optimizer = DOT(params, momentum=mu, delta=delta, normalize=config.trainer == "dot-normalized", **sgd)
         case "sgd" | "sgd-matched":
-            optimizer = StreamSGD(
-                params, momenta={"total": mu}, momentum=mu, lr=lr, weight_decay=decay, nesterov=config.nesterov
-            )
+            optimizer = StreamSGD(params, momenta={"total": mu}, momentum=mu, **sgd)
+        case "deepkd":
+            momenta = {"task": mu + delta, "target": mu - delta, "nontarget": mu + delta}
+            optimizer = StreamSGD(params, momenta=momenta, momentum=mu, decay_stream="task", **sgd)
         case "adamw":
-            betas = (mu, config.beta2)
-            optimizer = StreamAdamW(
-                params, beta1s={"total": mu}, lr=lr, betas=betas, eps=config.eps, weight_decay=decay
-            )
+            optimizer = StreamAdamW(params, beta1s={"total": mu}, **adamw)
         case "dot-adamw":
-            betas = (mu, config.beta2)
-            optimizer = DOTAdamW(params, lr=lr, betas=betas, delta=delta, eps=config.eps, weight_decay=decay)
-    return Plan(optimizer, task, distill)
+            optimizer = DOTAdamW(params, delta=delta, **adamw)
+    return Plan(optimizer, task, distill, warmup)
+
+
+def weights(config: Config) -> tuple[float, float, float]:
+    """(weight of the task loss, weight of the distillation loss, epochs in which that rises).
+
+    A method of the user's own without a card has weights of 1.
+    """
+    if config.method == "none":
+        return 1.0, 0.0, 0.0
+    card = Objective(config.method, options=config.method_options).card or Card("", "", "")
+    given = (config.task_weight, config.distill_weight, config.distill_warmup_epochs)
+    published = (card.task_weight, card.distill_weight, card.warmup_epochs)
+    task, distill, warmup = (p if g is None else g for g, p in zip(given, published, strict=True))
+    return task, distill, warmup
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,8 @@ from dotkd.assembly import Parts
 from dotkd.batch_statistics import BatchStatistics
 from dotkd.config import Config
 from dotkd.data import Batch
-from dotkd.distiller import Distiller, logits_of, refuse_non_finite
+from dotkd.distiller import refuse_non_finite
+from dotkd.methods.activations import logits_of
 from dotkd.metrics import Means
 from dotkd.randomness import random_state, restore_random_state
 from dotkd.schedule import learning_rate
@@ -24,8 +26,8 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 class Stepper:
     """Trains the student of ``parts`` step by step, and counts the ``means`` of what it sees.
 
-    ``distiller`` and ``known``, the teacher's logits for the training split where its samples look alike in every epoch
-    (N, C), are set once the teacher has its weights.
+    ``known``, the teacher's logits for the training split where its samples look alike in every epoch (N, C), is set
+    once the teacher has its weights.
     """
 
     def __init__(self, config: Config, parts: Parts, *, steps_per_epoch: int) -> None:
@@ -33,13 +35,18 @@ class Stepper:
         self.student, self.average = parts.student, parts.average
         self._plan = parts.plan
         self.optimizer = parts.plan.optimizer  # before the student is compiled: it sees to the second backward pass
-        self.forward = cast("nn.Module", torch.compile(parts.student)) if config.compile else parts.student
+        self._distiller = parts.distiller if config.method != "none" else None
+        self._forward: Callable[[Tensor], Any] = parts.student
+        if config.compile and self._distiller:
+            self._distiller.compile()
+        elif config.compile:
+            self._forward = cast("Callable[[Tensor], Any]", torch.compile(parts.student))
         self.means = Means(parts.device)
-        self.distiller: Distiller | None = None
         self.known: Tensor | None = None
         self._scaler = torch.amp.GradScaler(parts.device.type, enabled=config.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=parts.device) if config.clip_norm else None
-        self._statistics = BatchStatistics(parts.student)
+        self.extra = self._distiller.extra if self._distiller else nn.ModuleDict()
+        self._statistics = BatchStatistics(nn.ModuleList([parts.student, self.extra]))
         self._skipped_before = 0
 
     @property
@@ -52,12 +59,12 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, number, self._steps_per_epoch)
         self._statistics.remember()
-        for inputs, targets, index in zip(*(part.chunk(self._config.accumulate) for part in batch), strict=True):
+        for part in batch.chunks(self._config.accumulate):
             with self._autocast():
-                task, distill, logits = self._losses(inputs, targets, index)
-            loss = self.optimizer.join(**self._plan.streams(task, distill))
-            self._scaler.scale(loss * (len(targets) / len(batch.targets))).backward()
-            self.means.add(task, distill, logits, targets)
+                losses, logits = self._losses(part, number)
+            loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
+            self._scaler.scale(loss * (len(part.targets) / len(batch.targets))).backward()
+            self.means.add(losses, logits, part.targets)
         if self._clip is not None:
             self.optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
         self._scaler.step(self.optimizer)
@@ -74,11 +81,13 @@ class Stepper:
             ValueError: the teacher's logits for it are not finite; the text names the samples.
         """
         skipped = self.optimizer.skipped_in_a_row
-        if self.distiller and self.known is None:
-            refuse_non_finite(self.distiller.teacher_logits(batch.inputs), batch.index)
+        if self._distiller and self._distiller.teacher and self.known is None:
+            refuse_non_finite(self._distiller.teacher_logits(batch.inputs, batch.targets), batch.index)
         self.optimizer.zero_grad()
-        task, distill, _ = self._losses(batch.inputs, batch.targets, batch.index)
-        why = where_not_finite(self.optimizer, self._plan.streams(task, distill), self.student.named_parameters())
+        losses, _ = self._losses(batch, number)
+        streams = self._plan.weigh(losses, number // self._steps_per_epoch)
+        named = [*self.student.named_parameters(), *self.extra.named_parameters()]
+        why = where_not_finite(self.optimizer, streams, named)
         return f"{skipped} steps in a row skipped since step {number - skipped + 1}: {why}; lower lr or delta"
 
     def state(self) -> dict[str, Any]:
@@ -87,6 +96,7 @@ class Stepper:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "ema": self.average.state_dict() if self.average else None,
+            "extra": self.extra.state_dict(),
             "random": random_state(self._device),
             "means": self.means.sums,
             "skipped": self.skipped_steps,
@@ -98,17 +108,26 @@ class Stepper:
         self._scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["ema"])
+        self.extra.load_state_dict(state["extra"])
         restore_random_state(state["random"], self._device)
         self.means.sums.copy_(state["means"])
         self._skipped_before = state["skipped"] - self.optimizer.skipped_steps
 
-    def _losses(self, inputs: Tensor, targets: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        if self.distiller is None or self._config.method == "none":
-            logits = logits_of(self.forward(inputs))
-            task = F.cross_entropy(logits.float(), targets, label_smoothing=self._config.label_smoothing)
-            return task, None, logits
-        known = None if self.known is None else self.known[index.to(self._device, non_blocking=True)]
-        return self.distiller(inputs, targets, known)
+    def _losses(self, batch: Batch, number: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The unweighted losses by stream, and the student's logits."""
+        if self._distiller is None:
+            logits = logits_of(self._forward(batch.inputs))
+            task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.label_smoothing)
+            return {"task": task}, logits
+        index = batch.index.to(self._device, non_blocking=True)
+        return self._distiller.streams(
+            batch.inputs,
+            batch.targets,
+            None if self.known is None else self.known[index],
+            strong=batch.strong,
+            index=index,
+            progress=number / (self._config.epochs * self._steps_per_epoch),
+        )
 
     def _autocast(self) -> torch.autocast:
         precision = self._config.precision

@@ -16,8 +16,9 @@ History = Sequence[Mapping[str, Any]]
 
 
 def best_epoch(history: History) -> Mapping[str, Any] | None:
-    """The evaluation record of the best validation accuracy; the first of equals, None of none."""
-    return max(history, key=lambda record: record["val"]["accuracy"], default=None)
+    """The evaluation record of the best validation accuracy; the first of equals, None where nothing was validated."""
+    validated = [record for record in history if "val" in record]
+    return max(validated, key=lambda record: record["val"]["accuracy"], default=None)
 
 
 def summarise(config: Config, history: History, device: torch.device, **figures: Any) -> dict[str, Any]:
@@ -37,7 +38,10 @@ def summarise(config: Config, history: History, device: torch.device, **figures:
             "val_selected": best and best["test"]["accuracy"],
             "best_of_test": max((record["test"]["accuracy"] for record in history), default=None),
         },
-        "val_accuracy": {"last": last and last["val"]["accuracy"], "best": best and best["val"]["accuracy"]},
+        "val_accuracy": {
+            "last": last["val"]["accuracy"] if last and best else None,
+            "best": best and best["val"]["accuracy"],
+        },
         "ema_test_accuracy": last["ema"]["test"]["accuracy"] if last and "ema" in last else None,
         **figures,
         **provenance(device),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config, ConfigError
-from dotkd.data import Augment, Batch, SplitName
-from dotkd.distiller import Distiller
+from dotkd.data import Batch, SplitName
 from dotkd.evaluation import Examiner
 from dotkd.metrics import Display, Log, to_json
 from dotkd.randomness import seed_everything
@@ -63,10 +63,11 @@ class Trainer:
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
         parts = assemble(config)
         self.device, self.dataset = parts.device, parts.dataset
-        self.student, self.teacher = parts.student, parts.teacher
-        if self.teacher is not None and not config.teacher_weights:
+        self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
+        self.teacher = parts.distiller.teacher if parts.distiller else None
+        if self._untrained is not None:
             teacher_config(config)  # refused now rather than when its turn comes
-        self._augment: Augment = parts.augment
+        self._batching = parts.batches
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
         self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
         self._step = self._epoch = 0
@@ -119,23 +120,21 @@ class Trainer:
             if self._display:
                 self._display.stop()
 
+    @property
+    def _splits(self) -> tuple[SplitName, ...]:
+        """What is measured after every epoch; there is no validation split with ``validation: 0``."""
+        return ("test",) if self.dataset.val is None else ("val", "test")
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def _train_epoch(self, log: Log, stop: StopRequest) -> None:
         config = self.config
-        epoch_batches = data.batches(
-            self.dataset,
-            "train",
-            batch_size=config.batch_size,
-            epoch=self._epoch,
-            seed=config.seed,
-            start=self._step - self._epoch * self._steps_per_epoch,
-            shuffle=True,
-            drop_last=True,
-            augment=self._augment,
-            device=self.device,
+        epoch_batches = self._batching.batches(
+            self.dataset, device=self.device, epoch=self._epoch, start=self._step - self._epoch * self._steps_per_epoch
         )
         self.student.train()
+        if self.distiller:
+            self.distiller.train()
         began, first = time.perf_counter(), self._step
         for batch in epoch_batches:
             self._stepper.step(batch, self._step)
@@ -182,10 +181,9 @@ class Trainer:
     def _end_epoch(self, log: Log) -> None:
         self._epoch += 1
         record: dict[str, Any] = {"kind": "eval", "step": self._step, "epoch": self._epoch}
-        splits: tuple[SplitName, ...] = ("val", "test")
-        record |= {split: self._examiner.scores(self.student, split)._asdict() for split in splits}
+        record |= {split: self._examiner.scores(self.student, split)._asdict() for split in self._splits}
         if average := self._stepper.average:
-            record["ema"] = {split: self._examiner.scores(average.module, split)._asdict() for split in splits}
+            record["ema"] = {split: self._examiner.scores(average.module, split)._asdict() for split in self._splits}
         self._history.append(record)
         log.write(record)
         if best_epoch(self._history) is record:
@@ -195,24 +193,16 @@ class Trainer:
 
     def _prepare_teacher(self) -> Examiner:
         """Train or load the teacher; whatever it says of samples that never change, it is asked here, once."""
-        config, stepper = self.config, self._stepper
-        if self.teacher is not None:
-            if not config.teacher_weights:
-                models.load_weights(self.teacher, teacher_run(config, self.out / "teacher", display=self._display))
-            stepper.distiller = Distiller(
-                stepper.forward,
-                self.teacher,
-                "kd" if config.method == "none" else config.method,
-                temperature=config.temperature,
-                label_smoothing=config.label_smoothing,
-                options=config.method_options,
-                checks=False,  # data and teacher are checked beforehand; in the loop it would make the host wait
-            )
-        # Without augmentation every epoch shows the teacher the same view of the training samples too.
-        fixed: tuple[SplitName, ...] = ("train", "val", "test") if self._augment == "none" else ("val", "test")
+        config = self.config
+        if self._untrained is not None:
+            models.load_weights(self._untrained, teacher_run(config, self.out / "teacher", display=self._display))
+        fixed: tuple[SplitName, ...] = ()
+        if self.distiller and self.distiller.teacher_is_fixed and config.teacher != "self":
+            # Where every epoch shows the teacher the same training samples, it is asked about them once too.
+            fixed = ("train", *self._splits) if self._batching.shows_fixed_views else self._splits
         size = max(256, config.batch_size)
-        examiner = Examiner(self.dataset, stepper.distiller, fixed=fixed, batch_size=size, device=self.device)
-        stepper.known = examiner.known("train")
+        examiner = Examiner(self.dataset, self.distiller, fixed=fixed, batch_size=size, device=self.device)
+        self._stepper.known = examiner.known("train")
         return examiner
 
     # --- what is saved ----------------------------------------------------------------------------------------------
@@ -252,7 +242,10 @@ class Trainer:
         if average := self._stepper.average:
             save_weights(self.out / "student_ema.safetensors", average.module.state_dict())
         splits: tuple[SplitName, ...] = ("train", "test")
-        finals = {split: self._examiner.scores(self.student, split) for split in splits}
+        examine = self._examiner.final_scores if self.distiller else partial(self._examiner.scores, self.student)
+        finals = {split: examine(split) for split in splits}
+        if extra := self._stepper.extra.state_dict():
+            save_weights(self.out / "method.safetensors", extra)
         summary = summarise(
             self.config,
             self._history,
@@ -267,6 +260,7 @@ class Trainer:
             parameters={
                 "student": models.parameter_count(self.student),
                 "teacher": models.parameter_count(self.teacher) if self.teacher else None,
+                "method": models.parameter_count(self._stepper.extra),
             },
         )
         text = to_json(summary, indent=2)
@@ -287,6 +281,20 @@ def teacher_run(config: Config, out: Path, *, display: Display | None = None) ->
     return out
 
 
+# What has no meaning for a model that learns from labels alone.
+UNTAUGHT: dict[str, Any] = {
+    "method": "none",
+    "method_options": {},
+    "student_features": (),
+    "teacher_features": (),
+    "temperature": None,
+    "task_weight": None,
+    "distill_weight": None,
+    "distill_warmup_epochs": None,
+    "mix": "none",
+}
+
+
 def teacher_config(config: Config) -> Config:
     """The config of the run that trains the teacher of ``config``; raises ConfigError where there can be none."""
     try:
@@ -294,9 +302,7 @@ def teacher_config(config: Config) -> Config:
             student=config.teacher,
             student_options=config.teacher_options,
             student_weights=None,
-            method="none",
-            method_options={},
-            task_weight=1.0,
+            **UNTAUGHT,
             trainer="adamw" if "adamw" in config.trainer else "sgd",
             epochs=config.teacher_epochs or config.epochs,
             lr=config.teacher_lr or config.lr,

@@ -56,8 +56,11 @@ class Plan(NamedTuple):
     @property
     def teacher(self) -> Path | None:
         """The folder the teacher is trained in; None where none is needed, or its weights are given."""
-        distils = any(cell.method != NO_DISTILLATION for cell in self.cells)
-        return self.out / TEACHER if distils and self.config.teacher_weights is None else None
+        from dotkd.methods.objective import Objective
+
+        taught = any(c.method != NO_DISTILLATION and not Objective(c.method).teacherless for c in self.cells)
+        given = self.config.teacher_weights is not None or self.config.teacher == "self"
+        return self.out / TEACHER if taught and not given else None
 
     def runs(self) -> dict[str, list[Run]]:
         """{cell name: its runs that ended so far}."""
@@ -73,7 +76,7 @@ def make_plan(
     Raises ValueError for wrong names, ConfigError for a configuration that any of the cells cannot have.
     """
     from dotkd.config import Config
-    from dotkd.losses import LOSSES
+    from dotkd.methods import METHODS
 
     if seeds < 1:
         raise ValueError(f"expected --seeds of at least 1, got {seeds}")
@@ -88,7 +91,7 @@ def make_plan(
         chosen = [Config.from_sources(source, [*overrides, f"trainer={plain}"]).method]
     else:
         chosen = _split(methods)
-        check_names("--methods", chosen, [*LOSSES, NO_DISTILLATION])
+        check_names("--methods", [name for name in chosen if ":" not in name], [*METHODS, NO_DISTILLATION])
     cells = make_cells(chosen, names)
     first = next((method for method in chosen if method != NO_DISTILLATION), chosen[0])
     config = Config.from_sources(source, [*overrides, f"trainer={plain}", f"method={first}"])

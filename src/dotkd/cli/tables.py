@@ -49,7 +49,7 @@ def show_comparison(console: Console, rows: Sequence[Row], *, title: str) -> Non
 def how_to_read(rows: Sequence[Row]) -> str:
     """The line under the tables."""
     parts = [
-        "mean ± 95 % t-interval over n seeds; test acc.: of the epoch that was best on validation",
+        "mean ± 95 % t-interval over n seeds; test acc.: of the epoch best on validation, the last without one",
         "gain and p: paired t-test on equal seeds, not corrected for the number of tests; losses are unweighted",
     ]
     diverged = [f"{row.val_selected.diverged} of {row.cell.name}" for row in rows if row.val_selected.diverged]

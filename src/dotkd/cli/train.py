@@ -17,6 +17,7 @@ EXAMPLE = """\
   dotkd train mnist1d trainer=dot lr=0.05 seed=1
   dotkd train imagefolder data=imagefolder:~/pictures epochs=30 --out runs/mine
   dotkd train mine.yaml student_options.width=8
+  dotkd train --from-mdistiller configs/cifar100/dot/res32x4_res8x4.yaml
 """
 
 
@@ -27,6 +28,9 @@ def train(
         typer.Argument(metavar="key=value", help="Changes to it; `dotkd recipes RECIPE` explains every key."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder. [runs/RECIPE-TRAINER-seedK]")] = None,
+    from_mdistiller: Annotated[
+        bool, typer.Option("--from-mdistiller", help="FILE was written for mdistiller: translate it, and say how.")
+    ] = False,
 ) -> None:
     """Train a student from a teacher.
 
@@ -37,7 +41,15 @@ def train(
     from dotkd.metrics import display_for
     from dotkd.trainer import Trainer
 
-    config = Config.from_sources(recipe, overrides or [])
+    if from_mdistiller:
+        from dotkd.cli.translation import show_translation
+        from dotkd.recipes.mdistiller import translate
+
+        translation = translate(recipe)
+        show_translation(translation)
+        config = translation.config(overrides or [])
+    else:
+        config = Config.from_sources(recipe, overrides or [])
     stem = Path(recipe).stem if Path(recipe).suffix else recipe
     directory = out or Path("runs") / f"{stem}-{config.trainer}-seed{config.seed}"
     run_to_the_end(Trainer(config, directory, display=display_for(progress())), directory)
@@ -65,10 +77,9 @@ def run_to_the_end(trainer: Trainer, directory: Path) -> None:
 
 def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     accuracy, losses = summary["test_accuracy"], summary["losses"]["test"]
-    lines = [
-        f"test accuracy {_percent(accuracy['val_selected'])} (epoch best on validation), "
-        f"{_percent(accuracy['last'])} (last epoch)"
-    ]
+    selected = accuracy["val_selected"]
+    best = "" if selected is None else f"{_percent(selected)} (epoch best on validation), "
+    lines = [f"test accuracy {best}{_percent(accuracy['last'])} (last epoch)"]
     if summary.get("ema_test_accuracy") is not None:
         lines[0] += f", {_percent(summary['ema_test_accuracy'])} (moving average)"
     if summary.get("teacher_test_accuracy") is not None:

@@ -53,7 +53,7 @@ def load(argument: str, *, validation: float) -> Dataset:
             )
     splits = complete_arrays(stored, validation, class_names=classes)
     return assemble(
-        f"arrays:{argument}", **splits, class_names=classes, fingerprint=content_fingerprint(*splits.values())
+        f"arrays:{argument}", splits, class_names=classes, fingerprint=content_fingerprint(*splits.values())
     )
 
 

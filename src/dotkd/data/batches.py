@@ -7,37 +7,42 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dotkd.data import draws
+from dotkd.data.augment import AUGMENTATIONS, Augment
+from dotkd.data.crops import mirror
 from dotkd.data.dataset import Dataset, Split, SplitName, to_unit
+from dotkd.data.mixing import Mix, draw_mixture, mix_inputs, mix_targets
+from dotkd.data.randaugment import draw_operations, rand_augment
+from dotkd.data.resized import Resized
 
-Augment = Literal["none", "crop-flip"]
-
-# Pixels on every side: the habit on CIFAR (He et al., arXiv 1512.03385, section 4.2) and Tiny-ImageNet.
-PADDING = 4
-_OFFSETS = 2 * PADDING + 1
-VIEWS = _OFFSETS * _OFFSETS * 2  # distinct crops of an image, mirrored or not
-
-# What a generator is for. Streams of equal (seed, epoch) stay independent.
-_ORDER, _VIEWS = 0, 1
+Raw = TypeVar("Raw")
 
 
 class Batch(NamedTuple):
-    """inputs (B, *input_shape) float32, normalised, and targets (B,) int64, both on the device asked for.
+    """inputs (B, *input_shape) float32, normalised, and targets, both on the device asked for.
 
-    index: (B,) int64, positions in the split, always on the CPU, where reading it costs no synchronisation.
+    targets: (B,) int64, or (B, C) float32, rows that add up to 1, where samples are mixed. index: (B,) int64, positions
+    in the split, always on the CPU, where reading it costs no synchronisation. strong: a second view of the same
+    samples, like `inputs`, where it is asked for.
     """
 
     inputs: Tensor
     targets: Tensor
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  tuple.index is of no use here
+    strong: Tensor | None = None
+
+    def chunks(self, count: int) -> list[Batch]:
+        """At most `count` parts, one after the other, as of `torch.chunk`."""
+        inputs, targets, index = (part.chunk(count) for part in (self.inputs, self.targets, self.index))
+        strong = [None] * len(inputs) if self.strong is None else self.strong.chunk(count)
+        return [Batch(*parts) for parts in zip(inputs, targets, index, strong, strict=True)]
 
 
 def batch_count(dataset: Dataset, split: SplitName, *, batch_size: int, drop_last: bool = False) -> int:
@@ -65,88 +70,125 @@ def batches(
     shuffle: bool = False,
     drop_last: bool = False,
     augment: Augment = "none",
+    mix: Mix = "none",
+    mix_alpha: float = 1.0,
+    strong: bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """The batches `start`, `start` + 1, ... of one epoch, augmented if asked for, then normalised.
+    """The batches `start`, `start` + 1, ... of one epoch, augmented if asked for, normalised, then mixed.
 
-    augment: "crop-flip" pads images with 4 black pixels, crops at random back to their size and mirrors half
-    of them. start: may equal the number of batches; then nothing is left.
+    augment: see `dotkd.data.augment`; "resized-crop-flip" takes its boxes from the whole files of images that are
+    decoded on demand, else from what is in memory. mix, mix_alpha: see `dotkd.data.mixing`. strong: a second view as
+    well, by an `augment` of its own draw and then `dotkd.data.randaugment`; mixing does the same to both views.
+    start: may equal the number of batches; then nothing is left.
 
     Raises ValueError at the call for arguments that do not fit, and while iterating for an image that cannot
     be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
-    if augment not in get_args(Augment):
-        near = difflib.get_close_matches(augment, get_args(Augment), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"expected `augment` to be 'none' or 'crop-flip', got '{augment}'{hint}")
-    if augment == "crop-flip" and len(dataset.input_shape) != 3:
-        raise ValueError(f"augment 'crop-flip' needs inputs (C, H, W), {dataset.name} has {dataset.input_shape}")
+    samples, where = _split(dataset, split), torch.device(device)
+    _check_views(dataset, samples, augment, mix, mix_alpha, strong)
     for name, value in (("epoch", epoch), ("seed", seed)):
         if value < 0:
             raise ValueError(f"expected `{name}` of at least 0, got {value}")
     if not 0 <= start <= count:
         raise ValueError(f"expected `start` in 0..{count}, the number of batches, got {start}")
 
-    samples, where = _split(dataset, split), torch.device(device)
     size = len(samples.targets)
-    order = torch.randperm(size, generator=_generator(seed, _ORDER, epoch)) if shuffle else torch.arange(size)
-    indices = [order[batch_size * number :][:batch_size] for number in range(start, count)]
+    order = torch.arange(size)
+    if shuffle:
+        order = torch.randperm(size, generator=draws.generator(seed, draws.ORDER, epoch))
     channels = (-1, *[1] * (len(dataset.input_shape) - 1))
     mean, std = dataset.mean.view(channels).to(where), dataset.std.view(channels).to(where)
+    fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8)
+    augmentation = AUGMENTATIONS.get(augment)
+    purposes = (draws.VIEWS, draws.STRONG_VIEWS)[: 1 + strong]
+    files = None
+    if augment == "resized-crop-flip" and not isinstance(samples.inputs, (Tensor, Resized)):
+        files = samples.inputs
+
+    def numbers(number: int, index: Tensor) -> list[Tensor]:
+        """What the augmentation of each view draws."""
+        if augmentation is None:
+            return []
+        key = {"seed": seed, "epoch": epoch, "batch": number}
+        return [augmentation.draw(len(index), **key, purpose=purpose) for purpose in purposes]
+
+    def read(number: int) -> tuple[int, Tensor, Tensor]:
+        """The pixels of a batch: (1, B, ...), or (V, B, ...) where each view is cut from the files."""
+        index = order[batch_size * number :][:batch_size]
+        if files is not None:
+            return number, index, files.cropped(index, torch.stack(numbers(number, index)))
+        return number, index, samples.inputs[index].unsqueeze(0)
+
+    def view(pixels: Tensor, drawn: Tensor | None) -> Tensor:
+        if augmentation is None or drawn is None:
+            return pixels
+        if files is not None:
+            return mirror(pixels, _to_device(drawn[:, -1] < 0.5, where))
+        return augmentation.apply(pixels, drawn if augment == "resized-crop-flip" else _to_device(drawn, where))
 
     def generate() -> Iterator[Batch]:
-        for number, (index, raw) in enumerate(_fetch(samples, indices), start):
+        for number, index, raw in _ahead(read, range(start, count), decoding=not isinstance(samples.inputs, Tensor)):
             # uint8 crosses to the device, a quarter of the bytes; the rest is done there.
-            inputs = _to_device(raw, where)
-            if augment == "crop-flip":
-                views = draw_views(len(index), seed=seed, epoch=epoch, batch=number)
-                inputs = crop_flip(inputs, _to_device(views, where))
-            yield Batch((to_unit(inputs) - mean) / std, _to_device(samples.targets[index], where), index)
+            pixels = _to_device(raw, where)
+            drawn = numbers(number, index) or [None] * len(purposes)
+            views = [view(pixels[min(place, len(pixels) - 1)], each) for place, each in enumerate(drawn)]
+            if strong:
+                operations = draw_operations(len(index), seed=seed, epoch=epoch, batch=number)
+                views[1] = rand_augment(views[1], operations, fill)
+            views = [(to_unit(pixels) - mean) / std for pixels in views]
+            targets = _to_device(samples.targets[index], where)
+            if mix != "none":
+                mixture = draw_mixture(
+                    mix, len(index), dataset.input_shape, alpha=mix_alpha, seed=seed, epoch=epoch, batch=number
+                )
+                views = [mix_inputs(inputs, mixture) for inputs in views]
+                targets = mix_targets(targets, mixture, num_classes=dataset.num_classes)
+            yield Batch(views[0], targets, index, views[1] if strong else None)
 
     return generate()
 
 
-def draw_views(count: int, *, seed: int, epoch: int, batch: int) -> Tensor:
-    """(count,) int64 in [0, VIEWS): the view of each image in that batch."""
-    return torch.randint(VIEWS, (count,), generator=_generator(seed, _VIEWS, epoch, batch))
+def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_alpha: float, strong: bool) -> None:
+    """Raises ValueError for names that do not exist and for inputs that are no images where images are needed."""
+    _check_name("augment", augment, get_args(Augment))
+    _check_name("mix", mix, get_args(Mix))
+    if not 0 < mix_alpha < math.inf:
+        raise ValueError(f"expected `mix_alpha` above 0, got {mix_alpha}")
+    shape = dataset.input_shape
+    for needs, name in ((augment != "none", f"augment '{augment}'"), (mix == "cutmix", "mix 'cutmix'")):
+        if needs and len(shape) != 3:
+            raise ValueError(f"{name} needs inputs (C, H, W), {dataset.name} has {shape}")
+    if strong:
+        floats = isinstance(samples.inputs, Tensor) and samples.inputs.dtype != torch.uint8
+        if len(shape) != 3 or shape[0] not in (1, 3) or floats:
+            kind = "float32" if floats else "uint8"
+            raise ValueError(f"`strong` needs uint8 images of 1 or 3 channels, {dataset.name} has {kind} {shape}")
 
 
-def crop_flip(inputs: Tensor, views: Tensor) -> Tensor:
-    """The images (B, C, H, W) padded with 4 zeros all round, cropped to (H, W) and mirrored or not.
-
-    views: (B,) int64, (mirrored * 9 + row) * 9 + column; row, column: the crop's corner in the padded image.
-    """
-    height, width = inputs.shape[2:]
-    row, column = views // _OFFSETS % _OFFSETS, views % _OFFSETS
-    # A view of all 81 crops, one of which is copied: four times faster than gathering pixels.
-    crops = F.pad(inputs, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W)
-    chosen = crops[torch.arange(len(inputs), device=inputs.device), :, row, column]
-    flip = views >= _OFFSETS * _OFFSETS
-    return torch.where(flip.view(-1, 1, 1, 1), chosen.flip(3), chosen)
+def _check_name(argument: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        listed = f"{', '.join(repr(name) for name in names[:-1])} or {names[-1]!r}"
+        raise ValueError(f"expected `{argument}` to be {listed}, got '{value}'{hint}")
 
 
-def _fetch(split: Split, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(index, inputs[index]); images that must be decoded are read one batch ahead, in a thread."""
-    if isinstance(split.inputs, Tensor):
-        for index in indices:
-            yield index, split.inputs[index]
+def _ahead(read: Callable[[int], Raw], numbers: range, *, decoding: bool) -> Iterator[Raw]:
+    """`read` of each number; where that means `decoding`, one ahead, in a thread."""
+    if not decoding:
+        yield from map(read, numbers)
         return
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        pending: tuple[Tensor, Future[Tensor]] | None = None
-        for index in indices:
-            following = index, ahead.submit(split.inputs.__getitem__, index)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pending: Future[Raw] | None = None
+        for number in numbers:
+            following = thread.submit(read, number)
             if pending is not None:
-                yield pending[0], pending[1].result()
+                yield pending.result()
             pending = following
         if pending is not None:
-            yield pending[0], pending[1].result()
-
-
-def _generator(seed: int, *key: int) -> torch.Generator:
-    # SeedSequence is specified to give the same words everywhere and mixes neighbouring seeds well.
-    word = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word))
+            yield pending.result()
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -158,4 +200,9 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _split(dataset: Dataset, split: SplitName) -> Split:
     if split not in get_args(SplitName):
         raise ValueError(f"expected `split` to be one of {', '.join(get_args(SplitName))}, got '{split}'")
-    return getattr(dataset, split)
+    found: Split | None = getattr(dataset, split)
+    if found is None:
+        raise ValueError(
+            f"{dataset.name} has no {split} split: it was loaded with validation=0, which holds nothing out"
+        )
+    return found

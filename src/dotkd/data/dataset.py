@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dotkd.data.images import Images
+    from dotkd.data.resized import Resized
 
 SplitName = Literal["train", "val", "test"]
 
@@ -32,7 +33,7 @@ class Split(NamedTuple):
     targets: (N,) int64.
     """
 
-    inputs: Tensor | Images
+    inputs: Tensor | Images | Resized
     targets: Tensor
 
 
@@ -40,17 +41,18 @@ class Split(NamedTuple):
 class Dataset:
     """Three splits and what a trainer must know about them.
 
-    input_shape: (D,), (C, L) or (C, H, W). mean, std: float32, one value a channel (the first dimension of
-    input_shape), measured on the training split after uint8 has been scaled to [0, 1]; the std of a constant
-    channel is 1. fingerprint: 64 hex digits that change with the samples, their labels or their order in the
-    splits.
+    val: None where nothing was held out and the source stores no such split. input_shape: (D,), (C, L) or
+    (C, H, W). mean, std: float32, one value a channel (the first dimension of input_shape), after uint8 has been
+    scaled to [0, 1]: measured on the training split, where the std of a constant channel is 1, or the published
+    ones where the source is a benchmark that has some. fingerprint: 64 hex digits that change with the samples,
+    their labels or their order in the splits.
 
     Raises ValueError for a split that is empty, has labels outside 0..num_classes-1, or is of another shape.
     """
 
     name: str
     train: Split
-    val: Split
+    val: Split | None
     test: Split
     num_classes: int
     input_shape: tuple[int, ...]
@@ -66,7 +68,8 @@ class Dataset:
                 f"got {self.num_classes} classes and {len(self.class_names)} names"
             )
         for title, split in (("train", self.train), ("val", self.val), ("test", self.test)):
-            self._check(title, split)
+            if split is not None:
+                self._check(title, split)
 
     def _check(self, title: str, split: Split) -> None:
         targets, shape = split.targets, tuple(split.inputs.shape)
@@ -91,17 +94,28 @@ class Dataset:
 
 
 def assemble(
-    name: str, *, train: Split, val: Split, test: Split, class_names: Sequence[str], fingerprint: str
+    name: str,
+    splits: Mapping[str, Split],
+    *,
+    class_names: Sequence[str],
+    fingerprint: str,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Dataset:
-    """The Dataset of three splits, with shape and statistics taken from the training split."""
-    mean, std = channel_statistics(train.inputs)
+    """The Dataset of `splits`: "train", "test" and, where there is one, "val". Its shape is that of "train".
+
+    statistics: published mean and std of each channel; None measures them on the training split.
+    """
+    if statistics is None:
+        mean, std = channel_statistics(splits["train"].inputs)
+    else:
+        mean, std = (torch.tensor(values, dtype=torch.float32) for values in statistics)
     return Dataset(
         name=name,
-        train=train,
-        val=val,
-        test=test,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits["test"],
         num_classes=len(class_names),
-        input_shape=tuple(train.inputs.shape[1:]),
+        input_shape=tuple(splits["train"].inputs.shape[1:]),
         class_names=tuple(class_names),
         mean=mean,
         std=std,
@@ -142,10 +156,15 @@ def complete(
     """For each of "train", "val" and "test": the stored split its samples come from, and their positions.
 
     targets: the labels (N,) of "train" and of those of "val" and "test" that are stored. One that is not is
-    held out of "train": the share `validation` of what "train" has at first, class by class.
+    held out of "train": the share `validation` of what "train" has at first, class by class. With `validation` 0
+    nothing is held out, and "val" is left out unless it is stored; raises ValueError where there is no test split.
     """
     positions = {title: torch.arange(len(labels)) for title, labels in targets.items()}
     parts = {title: (title, index) for title, index in positions.items()}
+    if validation == 0:
+        if "test" not in parts:
+            raise ValueError("expected `validation` above 0, the share that the missing test split gets as well, got 0")
+        return parts
     share = validation
     for title in ("test", "val"):
         if title not in parts:
@@ -162,14 +181,14 @@ def complete_arrays(
     """`complete` for (inputs, targets) in memory, in the order train, val, test."""
     parts = complete({title: labels for title, (_, labels) in stored.items()}, validation, class_names=class_names)
     splits: dict[str, Split] = {}
-    for title in ("train", "val", "test"):
+    for title in (title for title in ("train", "val", "test") if title in parts):
         source, index = parts[title]
         inputs, labels = stored[source]
         splits[title] = Split(inputs[index], labels[index])
     return splits
 
 
-def channel_statistics(inputs: Tensor | Images) -> tuple[Tensor, Tensor]:
+def channel_statistics(inputs: Tensor | Images | Resized) -> tuple[Tensor, Tensor]:
     """Mean and (population) standard deviation of each channel, float32, over up to 4096 samples.
 
     inputs: (N, C, ...), of which evenly spaced samples are taken. Blocks are merged as by Chan, Golub and

@@ -17,20 +17,16 @@ _CLASSES = tuple(str(digit) for digit in range(10))
 
 def load(argument: str, *, validation: float) -> Dataset:
     """inputs (N, 1, 8, 8) float32 in [0, 1]; a fifth of each class is for testing, `validation` of the rest
-    held out."""
+    held out, nothing where that is 0."""
     if argument:
         raise ValueError(f"expected digits with nothing after it, got digits:{argument}")
     bunch = cast("Any", load_digits)()
     inputs = torch.as_tensor((bunch.images / 16).astype(np.float32)[:, None])
     targets = torch.as_tensor(bunch.target.astype(np.int64))
     rest, test = hold_out(targets, _TEST_SHARE, class_names=_CLASSES)
-    kept, held = hold_out(targets[rest], validation, class_names=_CLASSES)
-    splits = [Split(inputs[index], targets[index]) for index in (rest[kept], rest[held], test)]
-    return assemble(
-        "digits",
-        train=splits[0],
-        val=splits[1],
-        test=splits[2],
-        class_names=_CLASSES,
-        fingerprint=content_fingerprint(*splits),
-    )
+    parts = {"train": rest, "test": test}
+    if validation > 0:
+        kept, held = hold_out(targets[rest], validation, class_names=_CLASSES)
+        parts = {"train": rest[kept], "val": rest[held], "test": test}
+    splits = {title: Split(inputs[index], targets[index]) for title, index in parts.items()}
+    return assemble("digits", splits, class_names=_CLASSES, fingerprint=content_fingerprint(*splits.values()))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+
+from dotkd.data.crops import crop_boxes
+
+# Decoded images are kept where all of them take no more bytes than this; others are decoded batch by batch.
+MEMORY_CAP = 2 * 2**30
 
 # Formats that Pillow recognises but hands to another program or plug-in to decode.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -54,38 +59,68 @@ def extensions() -> frozenset[str]:
     return frozenset(ending for ending, form in Image.registered_extensions().items() if form in formats())
 
 
+class Encoded(Protocol):
+    """An image file, or what stands for one: a `Path` is one. `str` of it names it in messages."""
+
+    def read_bytes(self) -> bytes:
+        """What the file holds. Raises OSError where it cannot be read."""
+        ...
+
+
 class Images:
-    """Image files as if a uint8 tensor of `shape` (N, 3, H, W): `images[index]` decodes those of a batch.
+    """Encoded images as if a uint8 tensor of `shape` (N, 3, H, W): `images[index]` decodes those of a batch.
 
     image_size: the side in pixels of the square that each is resized and cropped to; None keeps them as they
-    are, and then all must be of the first one's size.
+    are, and then all must be of the first one's size. central: the share of the shorter side that is kept.
 
     Raises ValueError, naming the file, for one that cannot be read or is of another size.
     """
 
-    def __init__(self, paths: Sequence[Path], *, image_size: int | None, reference: Path | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Encoded],
+        *,
+        image_size: int | None,
+        reference: Encoded | None = None,
+        central: float = 1.0,
+    ) -> None:
         """reference: the file that sets the size (default: the first)."""
-        self._paths = tuple(paths)
-        self._image_size = image_size
-        self._reference = reference or self._paths[0]
+        self._files = files
+        self._image_size, self._central = image_size, central
+        self._reference = reference or self._files[0]
         if image_size is None:
             frame = read_image(self._reference, image_size=None).shape
         else:
             frame = (3, image_size, image_size)
-        self.shape: tuple[int, int, int, int] = (len(self._paths), frame[0], frame[1], frame[2])
+        self.shape: tuple[int, int, int, int] = (len(self._files), frame[0], frame[1], frame[2])
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """index: (B,) int64. uint8 (B, 3, H, W)."""
-        chosen = [self._paths[int(position)] for position in index.numpy()]
-        batch = torch.empty((len(chosen), *self.shape[1:]), dtype=torch.uint8)
+        return self._decode(index, 1, lambda _, file: [self._read(file)])[0]
+
+    def cropped(self, index: Tensor, draws: Tensor) -> Tensor:
+        """V crops of each image in its full size, brought to (H, W); each file is decoded once.
+
+        index: (B,) int64. draws: (V, B, NUMBERS), as of `dotkd.data.crops`. uint8 (V, B, 3, H, W).
+        """
+
+        def crops(row: int, file: Encoded) -> list[npt.NDArray[np.uint8]]:
+            return read_crops(file, draws[:, row], height=self.shape[2], width=self.shape[3])
+
+        return self._decode(index, len(draws), crops)
+
+    def _decode(self, index: Tensor, views: int, read: Callable[[int, Encoded], list[npt.NDArray[np.uint8]]]) -> Tensor:
+        chosen = [self._files[int(position)] for position in index.numpy()]
+        batch = torch.empty((views, len(chosen), *self.shape[1:]), dtype=torch.uint8)
         rows = batch.numpy()
 
         def decode(first: int) -> None:
-            for row, path in enumerate(chosen[first : first + _BLOCK], first):
-                rows[row] = self._read(path)
+            for row, file in enumerate(chosen[first : first + _BLOCK], first):
+                for view, pixels in enumerate(read(row, file)):
+                    rows[view, row] = pixels
 
         with ThreadPoolExecutor(_THREADS) as pool:
             # Going through the results raises what a task raised, and cancels the others.
@@ -93,40 +128,66 @@ class Images:
                 pass
         return batch
 
-    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
-        pixels = read_image(path, image_size=self._image_size)
+    def _read(self, file: Encoded) -> npt.NDArray[np.uint8]:
+        pixels = read_image(file, image_size=self._image_size, central=self._central)
         if pixels.shape != self.shape[1:]:
             ours, others = (f"{shape[2]}x{shape[1]}" for shape in (pixels.shape, self.shape[1:]))
             raise ValueError(
-                f"images differ in size: {path} is {ours}, {self._reference} is {others}; "
+                f"images differ in size: {file} is {ours}, {self._reference} is {others}; "
                 "give image_size= to resize and crop them all"
             )
         return pixels
 
 
-def read_image(path: Path, *, image_size: int | None) -> npt.NDArray[np.uint8]:
+def open_images(splits: Mapping[str, Sequence[Encoded]], *, image_size: int | None) -> dict[str, Tensor | Images]:
+    """The images of each split, decoded now where all of them fit under MEMORY_CAP, else on demand."""
+    reference = splits["train"][0]
+    lazy = {title: Images(files, image_size=image_size, reference=reference) for title, files in splits.items()}
+    if sum(math.prod(images.shape) for images in lazy.values()) > MEMORY_CAP:
+        return dict(lazy)
+    return {title: images[torch.arange(len(images))] for title, images in lazy.items()}
+
+
+def read_image(file: Encoded, *, image_size: int | None, central: float = 1.0) -> npt.NDArray[np.uint8]:
     """(3, H, W) RGB of the first frame.
 
-    image_size: resize the shorter side to so many pixels and crop the centre; None leaves the size alone.
-    Grey and palette images become RGB, 16 bits are scaled to 8, transparency is dropped (as ImageFolder of
-    torchvision does), EXIF rotation is ignored (likewise). Raises ValueError, naming the path.
+    image_size: crop the central square, `central` times the shorter side, and resize it to so many pixels; None
+    leaves the size alone. Grey and palette images become RGB, 16 bits are scaled to 8, transparency is dropped (as
+    ImageFolder of torchvision does), EXIF rotation is ignored (likewise). Raises ValueError, naming the file.
     """
+
+    def finish(rgb: Image.Image) -> Image.Image:
+        return rgb if image_size is None else _resize_and_crop(rgb, image_size, central)
+
+    return _read(file, lambda rgb: [finish(rgb)])[0]
+
+
+def read_crops(file: Encoded, draws: Tensor, *, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
+    """A box of the image for each row of `draws` (V, NUMBERS), see `dotkd.data.crops`, each as (3, height, width)."""
+
+    def cut(rgb: Image.Image) -> list[Image.Image]:
+        boxes = crop_boxes(draws, rgb.height, rgb.width).tolist()
+        parts = [rgb.crop((left, top, left + wide, top + high)) for top, left, high, wide in boxes]
+        return [part.resize((width, height), Image.Resampling.BILINEAR) for part in parts]
+
+    return _read(file, cut)
+
+
+def _read(file: Encoded, finish: Callable[[Image.Image], list[Image.Image]]) -> list[npt.NDArray[np.uint8]]:
     try:
-        rgb = _to_rgb(Image.open(io.BytesIO(_read_bytes(path)), formats=formats()))
-        if image_size is not None:
-            rgb = _resize_and_crop(rgb, image_size)
+        pictures = finish(_to_rgb(Image.open(io.BytesIO(_read_bytes(file)), formats=formats())))
     except _DAMAGED as error:
-        raise ValueError(f"cannot read the image {path}: {_reason(error)}") from error
-    return np.moveaxis(np.asarray(rgb), 2, 0)
+        raise ValueError(f"cannot read the image {file}: {_reason(error)}") from error
+    return [np.moveaxis(np.asarray(picture), 2, 0) for picture in pictures]
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(file: Encoded) -> bytes:
     for pause in _READ_PAUSES:
         try:
-            return path.read_bytes()
+            return file.read_bytes()
         except OSError:
             time.sleep(pause)
-    return path.read_bytes()
+    return file.read_bytes()
 
 
 def _reason(error: BaseException) -> str:
@@ -147,10 +208,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
+def _resize_and_crop(image: Image.Image, size: int, central: float) -> Image.Image:
+    if image.size == (size, size) and central == 1:
         return image
     # Cropping first is the same picture for less work.
-    side = min(image.size)
+    side = min(image.size) * central
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))

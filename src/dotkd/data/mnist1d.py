@@ -38,7 +38,7 @@ def load(argument: str, *, validation: float) -> Dataset:
     inputs, targets = _generate(number)
     stored = {"train": (inputs[:_TRAIN], targets[:_TRAIN]), "test": (inputs[_TRAIN:], targets[_TRAIN:])}
     splits = complete_arrays(stored, validation, class_names=_CLASSES)
-    return assemble("mnist1d", **splits, class_names=_CLASSES, fingerprint=_fingerprint(number, splits))
+    return assemble("mnist1d", splits, class_names=_CLASSES, fingerprint=_fingerprint(number, splits))
 
 
 @functools.lru_cache(maxsize=2)

@@ -35,7 +35,8 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A line of the table: means over the seeds of one cell, and paired differences against `cell.against`.
 
-    Accuracies are fractions of the test split; losses are of the final student, unweighted; seconds per run.
+    Accuracies are fractions of the test split; `val_selected` is that of the last epoch where nothing was held out to
+    select on; losses are of the final student, unweighted; seconds per run.
     """
 
     cell: Cell
@@ -122,10 +123,10 @@ def _row(cell: Cell, runs: Sequence[Run], baseline: Sequence[Run]) -> Row:
 
     return Row(
         cell=cell,
-        val_selected=mean(lambda run: run.val_selected),
+        val_selected=mean(lambda run: run.selected),
         last=mean(lambda run: run.last),
         best_of_test=mean(lambda run: run.best_of_test),
-        gain=change(lambda run: run.val_selected),
+        gain=change(lambda run: run.selected),
         task_test=mean(lambda run: run.test.task_loss),
         task_train=mean(lambda run: run.train.task_loss),
         distill_test=optional(distill(lambda run: run.test.distill_loss)),

@@ -55,6 +55,11 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
 
     @property
+    def selected(self) -> float | None:
+        """The accuracy to report: of the epoch that was best on validation, the last where nothing was held out."""
+        return self.last if self.val_selected is None else self.val_selected
+
+    @property
     def diverged(self) -> bool:
         """Whether the run was given up, so that its last numbers are no result."""
         return self.status == "diverged"

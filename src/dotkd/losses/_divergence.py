@@ -45,8 +45,11 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return student_logits.to(dtype), teacher_logits.to(dtype)
 
 
-def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature), (..., C) -> (..., C); a logit of -inf means probability 0."""
+def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """log softmax(logits / temperature), (..., C) -> (..., C); a logit of -inf means probability 0.
+
+    A tensor of temperatures, (..., 1), gives each row its own.
+    """
     # Centred before the division: two large logits differ exactly, their rounded quotients do not.
     centred = logits - logits.detach().amax(dim=-1, keepdim=True)
     return F.log_softmax(centred / temperature, dim=-1)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dotkd.losses._divergence import kl_divergence, mean_times_squared, prepare
+from dotkd.losses._decoupled import check_target, check_weights, halves
+from dotkd.losses._divergence import mean_times_squared, prepare
 
 
 def dkd(
@@ -61,56 +58,7 @@ def dkd(
     tensor(1.5232)
     """
     student, teacher = prepare(student_logits, teacher_logits, temperature)
-    for name, weight in (("alpha", alpha), ("beta", beta)):
-        if not 0.0 <= weight < math.inf:
-            raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")
-    _check_target(target, tuple(student.shape))
-
-    odds_p, rest_p, empty_p = _split(teacher, target, temperature)
-    odds_q, rest_q, empty_q = _split(student, target, temperature)
-    tckd = kl_divergence(_two_class(odds_p), _two_class(odds_q))
-    undefined = empty_p | empty_q
-    nckd = kl_divergence(rest_p.masked_fill(undefined, 0.0), rest_q.masked_fill(undefined, 0.0))
+    check_weights(alpha=alpha, beta=beta)
+    check_target(target, tuple(student.shape))
+    tckd, nckd = halves(student, teacher, target, temperature)
     return mean_times_squared(alpha * tckd + beta * nckd, temperature)
-
-
-def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The two halves of softmax(logits / temperature): the target's share, and how the rest divides its own.
-
-    Returns:
-        log(p_t / (1 - p_t)), (..., 1); log p^, (..., C), -inf at the target; whether the rest is empty,
-        (..., 1), in which case log p^ means nothing.
-    """
-    index = target.unsqueeze(-1)
-    is_target = torch.arange(logits.shape[-1], device=logits.device) == index
-    rest = logits.masked_fill(is_target, -math.inf)
-    # Centred on the rest's own peak, so that a dominant target does not cost the rest its digits.
-    peak = rest.detach().amax(dim=-1, keepdim=True)
-    empty = torch.isneginf(peak)
-    # logsumexp of nothing but -inf has no gradient: an empty rest is made finite. The odds are +inf still.
-    rest = (rest - peak).masked_fill(empty, 0.0) / temperature
-    log_mass = rest.logsumexp(dim=-1, keepdim=True)
-    log_odds = (logits.gather(-1, index) - peak) / temperature - log_mass
-    return log_odds, rest - log_mass, empty
-
-
-def _two_class(log_odds: Tensor) -> Tensor:
-    """(log p_t, log(1 - p_t)) from log(p_t / (1 - p_t)), (..., 1) -> (..., 2)."""
-    return torch.cat((F.logsigmoid(log_odds), F.logsigmoid(-log_odds)), dim=-1)
-
-
-def _check_target(target: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a target that does not fit logits of this shape."""
-    if target.dtype != torch.int64:
-        raise TypeError(f"expected `target` of dtype torch.int64, got {target.dtype}")
-    if tuple(target.shape) != shape[:-1]:
-        raise ValueError(
-            f"expected `target` of shape {shape[:-1]}, the logits' without the classes, got {tuple(target.shape)}"
-        )
-    if torch.compiler.is_compiling() or target.device.type != "cpu":
-        return
-    # Under vmap the values are in a wrapper, which may be looked into if nothing computed from it goes on.
-    low, high = (int(bound) for bound in torch.func.debug_unwrap(target).aminmax())
-    if low < 0 or high >= shape[-1]:
-        wrong = low if low < 0 else high
-        raise ValueError(f"expected `target` in [0, {shape[-1]}), the number of classes, got {wrong}")

@@ -52,14 +52,17 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 
         raise ValueError(f"expected `beta` in [0, 1], got {beta}")
     log_p = log_probabilities(teacher, temperature)
     log_q = log_probabilities(student, temperature)
+    return mean_times_squared(divergence(log_p, log_q, beta), temperature)
+
+
+def divergence(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """JSD_beta(p || q) of each row, (..., C) log-probabilities -> (...), for beta in [0, 1]."""
     if beta == 0.0:
-        rows = kl_divergence(log_p, log_q)
-    elif beta == 1.0:
-        rows = kl_divergence(log_q, log_p)
-    else:
-        log_m = _log_mixture(log_p, log_q, beta)
-        rows = beta * kl_divergence(log_p, log_m) + (1.0 - beta) * kl_divergence(log_q, log_m)
-    return mean_times_squared(rows, temperature)
+        return kl_divergence(log_p, log_q)
+    if beta == 1.0:
+        return kl_divergence(log_q, log_p)
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * kl_divergence(log_p, log_m) + (1.0 - beta) * kl_divergence(log_q, log_m)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
-from typing import cast
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from dotkd.models.arguments import check_options, keyword_names, suggestion
+from dotkd.models.arguments import check_options, keyword_names
+from dotkd.own_code import find_own, own_modules_importable
 
 
 def make_external(
@@ -31,67 +27,15 @@ def make_external(
             options or needs others.
         TypeError: what is found is no model and makes none.
     """
-    module_name, _, attribute = spec.partition(":")
-    dotted = [*module_name.split("."), *attribute.split(".")]
-    if not all(part.isidentifier() for part in dotted):
-        hint = " (a dotted module name, not a path)" if {"/", "\\"} & set(spec) or ".py" in spec else ""
-        raise ValueError(f"expected a model of your own as `module:attr`{hint}, got `{spec}`")
     # The call too, since a factory may import more of the user's modules when it runs.
-    with _working_directory_importable():
-        found = _find(spec, module_name, attribute)
+    with own_modules_importable():
+        found = find_own(spec, "model")
         if isinstance(found, nn.Module):
             return _copy_ready(spec, found, options)
         if not callable(found):
             kind = type(found).__name__
             raise TypeError(f"expected `{spec}` to be a torch.nn.Module or to return one, got {kind}")
         return _call(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, options)
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Generator[None, None, None]:
-    folder = str(Path.cwd())
-    # First, as for `python -m`: the user's own `models.py` must win over an installed one.
-    sys.path.insert(0, folder)
-    # The file may be younger than the importer's listing of its folder.
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _find(spec: str, module_name: str, attribute: str) -> object:
-    try:
-        found: object = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
-            raise _no_module(spec, missing) from error
-        raise ValueError(f"model `{spec}`: importing `{module_name}` failed: {error}") from error
-    place = f"module `{module_name}`"
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            public = [known for known in dir(found) if not known.startswith("_")]
-            raise ValueError(f"model `{spec}`: {place} has no `{name}`{suggestion(name, public)}")
-        found = cast("object", getattr(found, name))
-        place = f"`{name}`"
-    return found
-
-
-def _no_module(spec: str, missing: str) -> ValueError:
-    folder = Path.cwd()
-    parent, _, last = missing.rpartition(".")
-    inside = folder.joinpath(*parent.split(".")) if parent else folder
-    near = ""
-    if inside.is_dir():
-        names = [
-            entry.stem if entry.is_file() else entry.name
-            for entry in sorted(inside.iterdir())
-            if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py")))
-        ]
-        near = suggestion(last, names)
-    return ValueError(f"model `{spec}`: no module `{missing}` in {folder} or among the installed packages{near}")
 
 
 def _copy_ready(spec: str, model: nn.Module, options: Mapping[str, object]) -> nn.Module:

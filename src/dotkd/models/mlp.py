@@ -16,8 +16,11 @@ class MLP(nn.Module):
     Child modules, for whoever hooks features: `hidden.0` ... `hidden.{depth-1}`, each (N, width), and `head`.
     """
 
+    feature_points: tuple[str, ...]
+
     def __init__(self, features: int, num_classes: int, *, width: int, depth: int, norm: Norm) -> None:
         super().__init__()
+        self.feature_points = tuple(f"hidden.{index}" for index in range(depth))
         self.hidden = nn.Sequential()
         for _ in range(depth):
             # A norm layer brings its own shift, which makes the linear layer's redundant.

@@ -11,11 +11,10 @@ counted in the depth; and the width, the normalisation and the number of spatial
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dotkd.models.arguments import check_shape, check_whole
 from dotkd.models.norms import Norm, check_norm, make_norm
@@ -35,7 +34,8 @@ def _convolution(dims: Dims, channels: int, out: int, *, kernel: int, stride: in
 class BasicBlock(nn.Module):
     """relu(shortcut(x) + F(x)) with F = conv, norm, ReLU, conv, norm (He et al., equations 1 and 2).
 
-    `branch_scale`, where given, is the first value of a trainable factor on F (see `ResNet`).
+    `branch_scale`, where given, is the first value of a trainable factor on F (see `ResNet`). `relu_out` is the last
+    operation: what it is given is the block's value before the activation.
     """
 
     scale: nn.Parameter | None
@@ -46,6 +46,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = _convolution(dims, channels, out, kernel=3, stride=stride, norm=norm)
         self.norm1 = make_norm(norm, out, dims=dims)
+        self.relu1 = nn.ReLU()
         self.conv2 = _convolution(dims, out, out, kernel=3, stride=1, norm=norm)
         self.norm2 = make_norm(norm, out, dims=dims)
         self.shortcut: nn.Module = nn.Identity()
@@ -57,14 +58,15 @@ class BasicBlock(nn.Module):
         # One element rather than none: sharding wrappers refuse parameters without a dimension to cut.
         scale = None if branch_scale is None else nn.Parameter(torch.full((1,), branch_scale))
         self.register_parameter("scale", scale)
+        self.relu_out = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N, channels, *size) to (N, out, *ceil(size / stride))."""
-        branch = functional.relu(self.norm1(self.conv1(inputs)))
+        branch = self.relu1(self.norm1(self.conv1(inputs)))
         branch = self.norm2(self.conv2(branch))
         if self.scale is not None:
             branch = branch * self.scale
-        return functional.relu(self.shortcut(inputs) + branch)
+        return self.relu_out(self.shortcut(inputs) + branch)
 
 
 class ResNet(nn.Module):
@@ -80,6 +82,8 @@ class ResNet(nn.Module):
     about e at any depth. Starting at 0, the other value they propose, would give the branches' weights no
     gradient at all on the first step.
     """
+
+    feature_points: ClassVar[tuple[str, ...]] = ("stages.0", "stages.1", "stages.2")
 
     def __init__(self, dims: Dims, channels: int, num_classes: int, *, depth: int, width: int, norm: Norm) -> None:
         super().__init__()

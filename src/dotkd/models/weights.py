@@ -16,7 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dotkd.models.transformers_models import by_current_names, is_transformers
+
 _RUN_FILE = "student.safetensors"
+_HUB_FILES = ("config.json", "model.safetensors")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -38,7 +41,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy weights into `model`, all of them or none.
 
     Accepted are a `.safetensors` file; a `.pt` or `.pth` file of tensors only, a state dict or one under the
-    key `state_dict`, `model_state_dict` or `model`; and the folder of a run, for its `student.safetensors`.
+    key `state_dict`, `model_state_dict` or `model`; the folder of a run, for its `student.safetensors`; and one
+    that transformers wrote, for its `model.safetensors`. Files older than BatchNorm's `num_batches_tracked` may
+    lack it: the model's stays.
     The prefixes of wrappers (`module.` and `_orig_mod.`, from data-parallel and compiled models) may be on
     the file's names, on the model's, or on both. Floating-point weights are cast to the model's dtype.
 
@@ -55,6 +60,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     key_of = {name: key for key, name in _plain_names(held).items() if isinstance(held[key], Tensor)}
     wanted: dict[str, Tensor] = {name: held[key] for name, key in key_of.items()}
     problems = _differences(stored, wanted)
+    if problems and is_transformers(model):
+        # Files of transformers have the names of its first versions, whatever the modules are called by now.
+        stored = by_current_names(model, stored)
+        problems = _differences(stored, wanted)
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(
@@ -69,6 +78,8 @@ def _find_file(path: Path) -> Path:
     if path.is_dir():
         if (path / _RUN_FILE).is_file():
             return path / _RUN_FILE
+        if all((path / name).is_file() for name in _HUB_FILES):
+            return path / _HUB_FILES[1]
         weights = sorted(entry.name for entry in path.iterdir() if _is_weights(entry))
         held = f"; it holds {', '.join(weights)}: name the file" if weights else ""
         raise FileNotFoundError(f"no {_RUN_FILE} in the folder {path}, so it is no finished run{held}")
@@ -164,7 +175,11 @@ def _plain_names(keys: Iterable[str]) -> dict[str, str]:
 
 def _differences(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     filled = {id(wanted[name]) for name in stored if name in wanted}
-    missing = [name for name, tensor in wanted.items() if name not in stored and id(tensor) not in filled]
+    missing = [
+        name
+        for name, tensor in wanted.items()
+        if name not in stored and id(tensor) not in filled and _sibling_of_counter(name) not in stored
+    ]
     problems = [f"missing from the file: {name} {tuple(wanted[name].shape)}" for name in missing]
     for name, value in stored.items():
         if name not in wanted:
@@ -176,6 +191,12 @@ def _differences(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
             kinds = f"{value.dtype} in the file, {wanted[name].dtype} in the model"
             problems.append(f"other kind of number: {name} {kinds}")
     return problems
+
+
+def _sibling_of_counter(name: str) -> str:
+    """The statistic that BatchNorm keeps beside its counter of batches; "" for other names."""
+    module, counter, rest = name.rpartition("num_batches_tracked")
+    return f"{module}running_mean" if counter and not rest else ""
 
 
 def _kind(tensor: Tensor) -> str:

@@ -1,19 +1,15 @@
-"""Configurations by name, each a short typed definition: `dotkd train NAME`, or `recipe: NAME` in a YAML file."""
+"""Configurations by name, each a short typed definition: `dotkd train NAME`, or `recipe: NAME` in a YAML file.
+
+A cell of the DOT paper's tables is a name: the pair, the method and, where it is DOT, the trainer. So each has a number
+of the paper's beside it; `trainer=` and `--trainers` change it as they change any recipe.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dotkd.recipes import cifar100, imagenet, small, tiny_imagenet
+from dotkd.recipes.row import Recipe
 
-from dotkd.config import Config
-from dotkd.recipes import small
-
-
-class Recipe(NamedTuple):
-    """A configuration, and one line about it."""
-
-    config: Config
-    summary: str
-
+__all__ = ["RECIPES", "Recipe"]
 
 RECIPES: dict[str, Recipe] = {
     "mnist1d": Recipe(small.MNIST1D, "a narrow 1-D ResNet learns MNIST-1D from a wide one; what `dotkd demo` trains"),
@@ -21,4 +17,7 @@ RECIPES: dict[str, Recipe] = {
     "imagefolder": Recipe(
         small.IMAGEFOLDER, "a narrow 2-D ResNet on your own small pictures: add data=imagefolder:PATH"
     ),
+    **cifar100.RECIPES,
+    **tiny_imagenet.RECIPES,
+    **imagenet.RECIPES,
 }

@@ -1,0 +1,91 @@
+"""The augmentations by name: each draws numbers on the CPU and applies them to a whole batch where it lies.
+
+    crop-flip          4 black pixels on every side, a crop of the old size, mirrored or not: CIFAR (He et al., arXiv
+                       1512.03385, section 4.2)
+    rotate-flip        turned by U(-20, 20) degrees, mirrored or not: Tiny-ImageNet, as DOT's published code trains it
+    resized-crop-flip  a random box enlarged, mirrored or not: ImageNet, see `dotkd.data.crops`
+
+Half of the images are mirrored. What is drawn is a function of (seed, epoch, batch) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dotkd.data import affine
+from dotkd.data.crops import NUMBERS, crop_boxes, crop_resize, mirror
+from dotkd.data.draws import VIEWS as WEAK
+from dotkd.data.draws import generator
+
+Augment = Literal["none", "crop-flip", "rotate-flip", "resized-crop-flip"]
+
+PADDING = 4  # pixels on every side
+_OFFSETS = 2 * PADDING + 1
+VIEWS = _OFFSETS * _OFFSETS * 2  # distinct crops of an image, mirrored or not
+DEGREES = 20.0
+
+
+class Augmentation(NamedTuple):
+    """draw(count, seed=, epoch=, batch=, purpose=) gives numbers for `apply(inputs, numbers)`.
+
+    The numbers are (count, ...) on the CPU; `apply` takes them on the device of the inputs (B, C, H, W).
+    """
+
+    draw: Callable[..., Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+def draw_views(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
+    """(count,) int64 in [0, VIEWS): the view of each image in that batch. purpose: as of `dotkd.data.draws`."""
+    return torch.randint(VIEWS, (count,), generator=generator(seed, purpose, epoch, batch))
+
+
+def crop_flip(inputs: Tensor, views: Tensor) -> Tensor:
+    """The images (B, C, H, W) padded with 4 zeros all round, cropped to (H, W) and mirrored or not.
+
+    views: (B,) int64, (mirrored * 9 + row) * 9 + column; row, column: the crop's corner in the padded image.
+    """
+    height, width = inputs.shape[2:]
+    row, column = views // _OFFSETS % _OFFSETS, views % _OFFSETS
+    # A view of all 81 crops, one of which is copied: four times faster than gathering pixels.
+    crops = F.pad(inputs, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W)
+    chosen = crops[torch.arange(len(inputs), device=inputs.device), :, row, column]
+    return mirror(chosen, views >= _OFFSETS * _OFFSETS)
+
+
+def draw_rotations(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
+    """(count, 2) float64 in [0, 1): the angle, and below 1/2 where the image is mirrored."""
+    return torch.rand(count, 2, dtype=torch.float64, generator=generator(seed, purpose, epoch, batch))
+
+
+def rotate_flip(inputs: Tensor, draws: Tensor) -> Tensor:
+    """The images (B, C, H, W) turned by (2 draw - 1) 20 degrees about their middle, then mirrored or not.
+
+    draws: (B, 2) as of `draw_rotations`.
+    """
+    degrees = ((2 * draws[:, 0] - 1) * DEGREES).float()
+    turned = affine.transform(inputs, affine.rotations(degrees, inputs.shape[2], inputs.shape[3]))
+    return mirror(turned, draws[:, 1] < 0.5)
+
+
+def draw_crops(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
+    """(count, NUMBERS) float64 in [0, 1): what `dotkd.data.crops` makes a box of, and mirrored below 1/2."""
+    return torch.rand(count, NUMBERS, dtype=torch.float64, generator=generator(seed, purpose, epoch, batch))
+
+
+def resized_crop_flip(inputs: Tensor, draws: Tensor) -> Tensor:
+    """A box of each image (B, C, H, W), enlarged to (H, W) and mirrored or not. draws: as of `draw_crops`, CPU."""
+    cropped = crop_resize(inputs, crop_boxes(draws, inputs.shape[2], inputs.shape[3]))
+    return mirror(cropped, (draws[:, -1] < 0.5).to(inputs.device))
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "crop-flip": Augmentation(draw_views, crop_flip),
+    "rotate-flip": Augmentation(draw_rotations, rotate_flip),
+    "resized-crop-flip": Augmentation(draw_crops, resized_crop_flip),
+}

@@ -1,0 +1,238 @@
+"""Images in the form of Hugging Face's `datasets`: from its hub, or from what lies on disk.
+
+    hf:NAME        a data set of the hub, such as hf:uoft-cs/cifar100, where the hub can be reached or has been
+    hf:FOLDER      Parquet files (train-*.parquet, test-*.parquet, ...), a copy of a hub's repository, or what
+                   `save_to_disk` wrote
+    hf:FILE        one Parquet file, from which test and validation are held out
+
+after which options may follow, as in `hf:NAME?label=coarse_label&revision=v1`: image and label, the columns; train,
+val and test, the splits by their names there; config and revision, of the hub. Otherwise the image column is the one of
+type Image, or else of bytes with a usual name; the label column the one of type ClassLabel, or of a usual name. Splits
+are called train, validation and test there; without test, validation is the test split, and one without labels is left
+out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dotkd.data.dataset import Dataset, Split, assemble, complete
+from dotkd.data.images import open_images
+
+_datasets: Any = importlib.import_module("datasets")
+_compute: Any = importlib.import_module("pyarrow.compute")
+
+_OPTIONS = ("image", "label", "train", "val", "test", "config", "revision")
+_IMAGES = ("image", "img", "pixels")
+_LABELS = ("label", "labels", "fine_label")
+_SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+class Row:
+    """The encoded image in one row of a column; named by split and row number, from 0."""
+
+    __slots__ = ("_column", "_position", "_title")
+
+    def __init__(self, column: Any, position: int, title: str) -> None:
+        self._column, self._position, self._title = column, position, title
+
+    def __str__(self) -> str:
+        return f"in row {self._position} of {self._title}"
+
+    def read_bytes(self) -> bytes:
+        """The encoded image. Raises OSError where the row has none."""
+        value = self._column[self._position].as_py()
+        if isinstance(value, dict):
+            if value.get("bytes") is None and value.get("path"):
+                return Path(value["path"]).read_bytes()
+            value = value.get("bytes")
+        if value is None:
+            raise OSError("the row is empty")
+        return value
+
+
+def load(argument: str, *, validation: float, image_size: int | None) -> Dataset:
+    """inputs uint8 (N, 3, H, W), decoded now where they fit in memory, else on demand.
+
+    Raises FileNotFoundError (no such path, or a hub that cannot be reached), ValueError (unknown options, columns that
+    are not there or could be several, images that cannot be read or differ in size while `image_size` is None).
+    """
+    name, options = _parse(argument)
+    tables = _load_splits(name, options)
+    features: Mapping[str, Any] = tables["train"].features.to_dict()
+    image = _image_column(features, options.get("image"), name)
+    label = _label_column(features, options.get("label"), name)
+    values = {title: _column(table, label, name).to_numpy() for title, table in tables.items()}
+    for title in [title for title, found in values.items() if title != "train" and _unlabelled(found)]:
+        del values[title], tables[title]
+    if "test" not in tables and "val" in tables:
+        tables["test"], values["test"] = tables.pop("val"), values.pop("val")
+    classes, targets = _targets(values, features[label], f"hf:{name}: column {label}")
+    parts = complete(
+        {title: torch.as_tensor(found) for title, found in targets.items()}, validation, class_names=classes
+    )
+    rows = {title: _rows(_column(table, image, name), title) for title, table in tables.items()}
+    sizes = {title: _sizes(_column(table, image, name)) for title, table in tables.items()}
+    files: dict[str, list[Row]] = {}
+    labels: dict[str, npt.NDArray[np.int64]] = {}
+    digest = hashlib.sha256(f"{image_size}\n".encode())
+    for title in (title for title in ("train", "val", "test") if title in parts):
+        source, index = parts[title]
+        files[title] = [rows[source][position] for position in index.tolist()]
+        labels[title] = targets[source][index.numpy()]
+        # By sizes: reading all images takes too long.
+        digest.update(title.encode() + labels[title].tobytes() + sizes[source][index.numpy()].tobytes())
+    inputs = open_images(files, image_size=image_size)
+    return assemble(
+        f"hf:{argument}",
+        {title: Split(inputs[title], torch.as_tensor(labels[title])) for title in files},
+        class_names=classes,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _parse(argument: str) -> tuple[str, dict[str, str]]:
+    name, _, query = argument.partition("?")
+    if not name:
+        raise ValueError("expected hf:NAME or hf:PATH, a data set of the hub or Parquet files; got neither")
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    for key in options:
+        if key not in _OPTIONS:
+            near = difflib.get_close_matches(key, _OPTIONS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"hf:{name}: unknown option '{key}', expected {', '.join(_OPTIONS)}{hint}")
+    return name, options
+
+
+def _load_splits(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Ours -> the table of that split, for those that are there; "train" is."""
+    path = Path(os.path.expanduser(name))
+    hub = {key: options[key] for key in ("revision",) if key in options}
+    try:
+        if path.is_file():
+            found = _datasets.load_dataset("parquet", data_files=str(path))
+        elif (path / "dataset_dict.json").is_file():
+            found = _datasets.load_from_disk(str(path))
+        elif path.is_dir():
+            found = _datasets.load_dataset(str(path), options.get("config"))
+        else:
+            found = _datasets.load_dataset(name, options.get("config"), **hub)
+    except (OSError, ValueError, RuntimeError, _datasets.exceptions.DatasetsError) as error:
+        if path.exists():
+            raise ValueError(f"hf:{name}: cannot read {path}: {error}") from error
+        raise FileNotFoundError(
+            f"hf:{name}: there is no such path, and the hub did not give a data set of that name ({error}); "
+            "without a network, download its Parquet files elsewhere and give hf:FOLDER"
+        ) from error
+    tables: dict[str, Any] = {}
+    for title, usual in _SPLITS.items():
+        names = (options[title],) if title in options else usual
+        present = [split for split in names if split in found]
+        if present:
+            tables[title] = found[present[0]]
+        elif title in options or title == "train":
+            raise ValueError(
+                f"hf:{name}: expected a split {names[0]}, found {', '.join(found)}; name it with ?{title}="
+            )
+    return tables
+
+
+def _image_column(features: Mapping[str, Any], wanted: str | None, name: str) -> str:
+    candidates = [column for column, feature in features.items() if _type(feature) == "Image"]
+    if not candidates:
+        candidates = [column for column in _IMAGES if _encoded(features.get(column))]
+    return _chosen("image", candidates, _IMAGES, features, wanted, name)
+
+
+def _label_column(features: Mapping[str, Any], wanted: str | None, name: str) -> str:
+    candidates = [column for column, feature in features.items() if _type(feature) == "ClassLabel"]
+    if not candidates:
+        candidates = [column for column in _LABELS if _type(features.get(column)) == "Value"]
+    return _chosen("label", candidates, _LABELS, features, wanted, name)
+
+
+def _chosen(
+    kind: str,
+    candidates: Sequence[str],
+    usual: Sequence[str],
+    features: Mapping[str, Any],
+    wanted: str | None,
+    name: str,
+) -> str:
+    if wanted is not None:
+        if wanted in features:
+            return wanted
+        near = difflib.get_close_matches(wanted, list(features), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"hf:{name}: expected {kind}= to be one of {', '.join(features)}, got '{wanted}'{hint}")
+    if len(candidates) > 1:
+        candidates = [column for column in candidates if column in usual]
+    if len(candidates) == 1:
+        return candidates[0]
+    raise ValueError(
+        f"hf:{name}: cannot tell the {kind} column among {', '.join(features)}; name it, as in hf:{name}?{kind}=COLUMN"
+    )
+
+
+def _type(feature: Any) -> str:
+    return feature.get("_type", "") if isinstance(feature, Mapping) else ""
+
+
+def _encoded(feature: Any) -> bool:
+    """Whether a column without a type of its own holds bytes, as Parquet files that others wrote do."""
+    if _type(feature) == "Value":
+        return feature.get("dtype") in ("binary", "large_binary")
+    return isinstance(feature, Mapping) and "bytes" in feature
+
+
+def _column(table: Any, column: str, name: str) -> Any:
+    if column not in table.column_names:
+        raise ValueError(
+            f"hf:{name}: expected the column {column} in every split, found {', '.join(table.column_names)}"
+        )
+    return table.data.column(column) if table._indices is None else table.flatten_indices().data.column(column)
+
+
+def _rows(column: Any, title: str) -> list[Row]:
+    return [Row(column, position, title) for position in range(len(column))]
+
+
+def _sizes(column: Any) -> npt.NDArray[np.int64]:
+    """(N,) bytes of each image; -1 where the column has only a path."""
+    encoded = _compute.struct_field(column, "bytes") if str(column.type).startswith("struct") else column
+    return _compute.fill_null(_compute.binary_length(encoded), -1).to_numpy().astype(np.int64)
+
+
+def _unlabelled(values: npt.NDArray[Any]) -> bool:
+    return values.dtype.kind in "if" and bool((np.isnan(values) | (values < 0)).all())
+
+
+def _targets(
+    values: Mapping[str, npt.NDArray[Any]], feature: Any, where: str
+) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
+    """Class names, and int64 labels of each split: those of a ClassLabel, else by the sorted values of train."""
+    for title, found in values.items():
+        if found.dtype.kind not in "iuO" or any(value is None for value in found[:1]):
+            raise ValueError(f"{where}: expected whole numbers or text in {title}, got {found.dtype}")
+    names = feature.get("names") if _type(feature) == "ClassLabel" else None
+    if names:
+        return list(names), {title: found.astype(np.int64) for title, found in values.items()}
+    classes = np.unique(values["train"])
+    targets: dict[str, npt.NDArray[np.int64]] = {}
+    for title, found in values.items():
+        unknown = sorted({str(value) for value in np.setdiff1d(found, classes)})
+        if unknown:
+            raise ValueError(f"{where}: {title} has classes that train lacks: {', '.join(unknown[:10])}")
+        targets[title] = np.searchsorted(classes, found).astype(np.int64)
+    return [str(value) for value in classes], targets
