@@ -137,6 +137,9 @@ def _distiller(
         inner = getattr(teacher, "adapted", teacher)
         if config.teacher_weights:
             models.load_weights(inner, config.teacher_weights)
+        elif config.teacher_epochs == 0:
+            again = build_teacher(config.teacher, config.teacher_options, config.teacher_input, dataset, example.device)
+            _refuse_untrained(config.teacher, inner, getattr(again, "adapted", again))
         else:
             untrained = inner
         if config.more_teachers:
@@ -172,6 +175,16 @@ def _ensemble(config: Config, first: nn.Module, dataset: Dataset, device: torch.
         shares.append(more.get("share", 1.0))
     weighted = any("share" in entry for entry in config.more_teachers)
     return Ensemble(teachers, weights=shares if weighted else None, choose=config.teacher_choice)
+
+
+def _refuse_untrained(spec: str, model: nn.Module, again: nn.Module) -> None:
+    """Raise ValueError where some weights are drawn anew each time the model is built, or are all alike."""
+    for (name, first), second in zip(model.named_parameters(), again.parameters(), strict=True):
+        if not torch.equal(first, second) or (first.dim() > 1 and bool((first == first.flatten()[0]).all())):
+            raise ValueError(
+                f"teacher_epochs 0 takes the teacher as it comes, but `{name}` of {spec} is not trained: give "
+                "teacher_epochs to train it (where only its classifier is new, to fine-tune it), or teacher_weights"
+            )
 
 
 def build_teacher(

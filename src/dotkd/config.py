@@ -62,7 +62,11 @@ class Config(BaseModel):
     teacher_weights: str | None = Field(
         default=None, description="weights file or run directory; null: the teacher is trained first"
     )
-    teacher_epochs: int | None = Field(default=None, ge=1, description="epochs of its training; null: as epochs")
+    teacher_epochs: int | None = Field(
+        default=None,
+        ge=0,
+        description="epochs of its training; null: as epochs; 0: it is taken as it comes, pretrained",
+    )
     teacher_lr: float | None = Field(default=None, gt=0, description="learning rate of its training; null: as lr")
     teacher_input: Options = Field(
         default_factory=dict,

@@ -66,12 +66,13 @@ def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
     for key in ("teacher_learns", "teacher_features"):
         if config.more_teachers and getattr(config, key):
             yield {"more_teachers", key}, f"{key}: expected none with more_teachers, got {shown(getattr(config, key))}"
-    if config.more_teachers and not config.teacher_weights:
+    trained = config.teacher_weights is not None or config.teacher_epochs == 0
+    if config.more_teachers and not trained:
         text = (
             "teacher_weights: expected the first teacher's with more_teachers, which all are trained already, got null"
         )
         yield {"more_teachers", "teacher_weights"}, text
-    if config.teacher_input and not config.teacher_weights:
+    if config.teacher_input and not trained:
         text = "teacher_weights: expected those of a trained teacher with teacher_input, got null"
         yield {"teacher_input", "teacher_weights"}, text
     yield from _entries("teacher_input", config.teacher_input, TEACHER_INPUT)
@@ -181,10 +182,10 @@ def _method(config: Config) -> Iterator[tuple[set[str], str]]:
         yield {"method"}, f"method: expected {known}, got {shown(config.method)}{nearest(config.method, METHODS)}"
         return
     keys, wrong = {"method", "method_options"}, False
-    method = find(config.method)
+    method: Any = find(config.method)
     parameters = inspect.signature(method).parameters
     known = {n: p.default for n, p in parameters.items() if p.default is not p.empty and n not in FROM_THE_RUN}
-    called = inspect.signature(method.forward).parameters if inspect.isclass(method) else parameters
+    called = inspect.signature(getattr(method, "forward", method)).parameters
     if config.mix != "none" and "target" in called:
         text = (
             f"mix: expected none with method {config.method}, which needs samples of one class, got {shown(config.mix)}"

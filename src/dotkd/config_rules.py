@@ -82,5 +82,6 @@ def field_problems(error: ValidationError, fields: Mapping[str, FieldInfo]) -> d
 
 def kind_in_words(default: object) -> str:
     """What an option takes whose default is this: "a number", "text"."""
-    kind = float if type(default) is int else type(default)
-    return _KINDS.get(kind, "a list")
+    if isinstance(default, int) and not isinstance(default, bool):
+        return _KINDS[float]
+    return next((words for kind, words in _KINDS.items() if type(default) is kind), "a list")

@@ -55,8 +55,7 @@ def plan(config: Config, params: Iterable[nn.Parameter]) -> Plan:
     1 / (1 - m), so DOT weighs the task loss and the decay by (1 - mu) / (1 - mu + delta) and the distillation loss by
     (1 - mu) / (1 - mu - delta), compared with SGD; the control does the same without a second momentum.
 
-    ``deepkd`` has a stream for the task loss, the target class and the other classes (Huang et al. 2025,
-    arXiv 2505.15133, equations 10 to 12).
+    ``deepkd`` has a stream for the task loss, the target class and the other classes: see `dotkd.losses.deepkd`.
     """
     mu, delta, lr, decay = config.momentum, config.delta, config.lr, config.weight_decay
     task, distill, warmup = weights(config)

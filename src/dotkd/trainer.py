@@ -98,7 +98,7 @@ class Trainer:
             return json.loads((self.out / "summary.json").read_text())
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "config.yaml", self.config.to_yaml())
-        self._examiner = self._prepare_teacher()
+        self._examiner = self.examine()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
         kept = self._restore()
         log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
@@ -191,8 +191,11 @@ class Trainer:
 
     # --- teacher and scores -----------------------------------------------------------------------------------------
 
-    def _prepare_teacher(self) -> Examiner:
-        """Train or load the teacher; whatever it says of samples that never change, it is asked here, once."""
+    def examine(self) -> Examiner:
+        """Train or load the teacher, and return what scores the student as it is against it.
+
+        Whatever the teacher says of samples that never change, it is asked here, once.
+        """
         config = self.config
         if self._untrained is not None:
             models.load_weights(self._untrained, teacher_run(config, self.out / "teacher", display=self._display))

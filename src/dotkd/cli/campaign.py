@@ -59,7 +59,8 @@ class Plan(NamedTuple):
         from dotkd.methods.objective import Objective
 
         taught = any(c.method != NO_DISTILLATION and not Objective(c.method).teacherless for c in self.cells)
-        given = self.config.teacher_weights is not None or self.config.teacher == "self"
+        config = self.config
+        given = config.teacher_weights is not None or config.teacher_epochs == 0 or config.teacher == "self"
         return self.out / TEACHER if taught and not given else None
 
     def runs(self) -> dict[str, list[Run]]:

@@ -173,8 +173,8 @@ class Observer:
 
     def _classify(self, embedding: Tensor) -> Tensor:
         assert self._classifier is not None
-        weight, bias = self._classifier.weight.detach(), self._classifier.bias
-        logits = nn.functional.linear(embedding, weight, None if bias is None else bias.detach())
+        held = {name: p.detach() for name, p in self._classifier.named_parameters()}
+        logits = torch.func.functional_call(self._classifier, held, (embedding,))
         # A teacher of more classes than the student's picks those of the student (dotkd.teachers).
         select = getattr(self.model, "select_classes", None)
         return logits if select is None else select(logits)

@@ -28,7 +28,7 @@ class ICKD(nn.Module):
 
     Deviations: the paper writes the squared distance of unnormalised matrices, divided by C^2. The authors' code
     normalises the rows and divides by C, and the weight of 2.5 is its: that is what is done here. A second projection,
-    of the teacher, which that code makes and trains but does not use, is left out. The grid-level form for dense
+    of the teacher, which that code makes but does not use, is left out. The grid-level form for dense
     prediction is left out.
     """
 

@@ -46,8 +46,8 @@ class KDSVD(nn.Module):
     samples, k + 3 and the weight are those of the implementations in use; the authors' first one offers k + 1 vectors
     and takes half the sum over the batch, times sqrt(k). Its scheme of clipping this gradient by the task's is no part
     of the loss. The paper asks for as many channels in the student as in the teacher; where the numbers differ, a
-    trained convolution of one pixel brings the student's to the teacher's. One implementation in use takes rows of
-    pixels for channels.
+    trained convolution of one pixel brings the student's to the teacher's. One implementation in use takes the
+    columns of the picture for channels.
 
     The decomposition makes the host wait for the device.
 

@@ -29,7 +29,7 @@ class ReviewKD(nn.Module):
     left out.
 
     Deviations: the weights w_l, the warm-up over 20 epochs, and that the student's maps are taken behind the activation
-    and the teacher's before it, are those of the authors' code, with which the results were published; the text of the
+    (on ImageNet before it) and the teacher's before it, are those of the authors' code, with which the results were published; the text of the
     paper could not be had to hold them against. The code leaves the stems out and cuts its sizes to each pair of
     models; here the points that the two anatomies name are used, the deepest with the deepest, at the sizes they have.
 
@@ -37,6 +37,7 @@ class ReviewKD(nn.Module):
 
     Args:
         width: channels of the fused features R_j, at most those of the student's embedding, >= 1.
+        preactivated: take the student's maps before their activation.
     """
 
     card = Card(
@@ -49,13 +50,15 @@ class ReviewKD(nn.Module):
         needs=("features", "preactivations", "embedding"),
     )
 
-    def __init__(self, student: Anatomy, teacher: Anatomy, *, width: int = 512) -> None:
+    def __init__(self, student: Anatomy, teacher: Anatomy, *, width: int = 512, preactivated: bool = False) -> None:
         super().__init__()
         if not width >= 1:
             raise ValueError(f"expected `width` >= 1, got {width}")
+        self.preactivated = preactivated
         width = min(width, student.embedding)
         levels = [(student.embedding, teacher.embedding)]
-        levels += [(s[0], t[0]) for s, t in reversed(paired(student.features, teacher.preactivations))]
+        own = student.preactivations if preactivated else student.features
+        levels += [(s[0], t[0]) for s, t in reversed(paired(own, teacher.preactivations))]
         self.fusions = nn.ModuleList(
             Fusion(channels, width, out, joins=level > 0) for level, (channels, out) in enumerate(levels)
         )
@@ -63,7 +66,8 @@ class ReviewKD(nn.Module):
     def forward(self, student: Activations, teacher: Activations) -> Tensor:
         """Return the loss, shape ()."""
         levels = [(student.embedding[:, :, None, None], teacher.embedding[:, :, None, None])]
-        levels += reversed(paired(student.features, teacher.preactivations))
+        own_maps = student.preactivations if self.preactivated else student.features
+        levels += reversed(paired(own_maps, teacher.preactivations))
         carried: Tensor | None = None
         losses: list[Tensor] = []
         for fusion, (own, aim) in zip(self.fusions, levels, strict=True):

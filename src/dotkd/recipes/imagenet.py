@@ -16,6 +16,7 @@ _KD = Config(
     augment="resized-crop-flip",
     teacher="torchvision:resnet34",
     teacher_options={"weights": "IMAGENET1K_V1"},
+    teacher_epochs=0,
     student="resnet18",
     method="kd",
     temperature=1.0,
@@ -34,7 +35,7 @@ _KD = Config(
 _DKD = {"temperature": 1.0, "distill_warmup_epochs": 1.0}
 _CRD = {"batch_size": 256, "lr": 0.1}
 # On a folder in the form of Tiny-ImageNet, of a few thousand pictures, that teaches the teacher too.
-_SLICE = {"data": "tiny-imagenet:PATH", "teacher_options": {}, "batch_size": 64, "lr": 0.025}
+_SLICE = {"data": "tiny-imagenet:PATH", "teacher_options": {}, "teacher_epochs": None, "batch_size": 64, "lr": 0.025}
 
 RECIPES = {
     **row(

@@ -6,7 +6,6 @@ out has mdistiller's own default, so that the experiment is the same. What canno
 - mdistiller reports the best epoch on the test split; `summary.json` has that as `best_of_test` beside the last one.
 - The last batch of an epoch, smaller than the others, is left out here.
 - mdistiller loads its teachers; here one is trained first, by the student's own schedule, without teacher_weights.
-- DKD's and ReviewKD's warm-up rises by epochs there, by steps here.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ METHODS: dict[str, Method] = {
             **_WEIGHTS,
             "NCE.K": "method_options.negatives",
             "NCE.MOMENTUM": "method_options.momentum",
-            "NCE.TEMPERATURE": Same(0.07, "as published"),
+            "NCE.TEMPERATURE": "method_options.tau",
         },
     ),
     "REVIEWKD": Method(
@@ -187,7 +187,7 @@ METHODS: dict[str, Method] = {
             "IN_CHANNELS": _FOUND,
             "OUT_CHANNELS": _FOUND,
             "MAX_MID_CHANNEL": Unused("no meaning: mdistiller's code does not read it"),
-            "STU_PREACT": Unused("no counterpart: the student's maps are those after the activation"),
+            "STU_PREACT": "method_options.preactivated",
         },
     ),
     "DKD": Method(
