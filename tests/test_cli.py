@@ -34,7 +34,7 @@ from dotkd.evidence.jobs import Ending, Job, Work
 
 Tell = Callable[..., Any]
 
-VERBS = ("demo", "train", "resume", "compare", "eval", "export", "recipes")
+VERBS = ("demo", "train", "resume", "compare", "eval", "export", "recipes", "methods", "models")
 TINY = ("teacher=mlp", "student=mlp", "student_options={width: 8}", "teacher_options={width: 8}", "epochs=2")
 TINY += ("batch_size=24", "threads=1", "device=cpu", "log_every=2")
 
@@ -101,7 +101,7 @@ def test_module_is_the_command():
         (["export", "nowhere"], "nowhere holds no run: it has no config.yaml"),
         (["export", "nowhere", "--format", "onx"], "one of safetensors, onnx, got 'onx'; did you mean 'onnx'?"),
         (["export", "nowhere", "--format", ","], "expected --format to name some of safetensors, onnx, got ','"),
-        (["recipes", "digit"], "did you mean 'digits'?"),
+        (["recipes", "digit"], "did you mean digits?"),
         (["demo", "--data", "digit"], "expected --data to be one of mnist1d, digits, got 'digit'"),
         (["compare", "digits", "--trainers", "sgd,dott"], "got 'dott'; did you mean 'dot'?"),
         (["compare", "digits", "--methods", "kdd"], "got 'kdd'; did you mean 'kd'?"),

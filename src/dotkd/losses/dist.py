@@ -25,8 +25,8 @@ def dist(
         L_inter = mean over samples i of d(Q_i, P_i)          row with row: the classes of one sample
         L_intra = mean over classes j of d(Q_:j, P_:j)        column with column: the samples of one class
 
-    T^2 is the official code's. A correlation's gradient does not shrink as KL's does, so that T weighs the loss
-    as well as softening it.
+    T and T^2 are those of the implementations in use; the authors' own file has neither. A correlation's gradient
+    does not shrink as KL's does, so that T weighs the loss as well as softening it.
 
     Neither term changes when a row (a column) is shifted or stretched: the student copies relations, not
     values. d lies in [0, 2] and is computed as |u - v|^2 / 2 of the two unit vectors, which loses no digits
