@@ -13,7 +13,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test check bench constraints clean
+.PHONY: help demo run test check bench methods docs constraints clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,12 @@ check: $(VENV)/installed-dev  ## format, lint and types alone
 bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also in runs/bench.json
 	mkdir -p runs
 	$(BIN)/dotkd bench --json runs/bench.json
+
+methods: $(VENV)/installed-plots  ## every method by SGD and by DOT: make methods DATA=tiny-imagenet-200
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py '$(DATA)'
+
+docs: $(VENV)/installed-plots  ## renew docs/methods.md
+	$(BIN)/dotkd methods --markdown > docs/methods.md
 
 constraints: $(VENV)/pyvenv.cfg  ## renew the pins of constraints.txt from pyproject.toml
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(UV)

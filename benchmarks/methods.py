@@ -3,10 +3,10 @@
     python benchmarks/methods.py PATH [--epochs 4] [--only at,crd] [--jobs 2] [--out runs/methods]
 
 PATH is tiny-imagenet-200 in its official tree, or a part of it. Of its first ten classes 200 training and 50 test
-images each, at 32 x 32 pixels, are learnt by a ResNet of 8 layers and 8, 16, 32 channels from resnet20: weights, warm-up
-and temperature as published for each method, learning rate 0.05, batch 64. Losses are unweighted means over the training
-images in eval mode, before and after; time is that of a step, on one core; memory is the peak of the process, which
-runs nothing else. Started again it skips what is done. Exit code 1 where a run diverged.
+images each, at 32 x 32 pixels, are learnt by a ResNet of 8 layers and 8, 16, 32 channels from resnet20: weights,
+warm-up and temperature as published for each method, learning rate 0.05, batch 64. Losses are unweighted means over the
+training images in eval mode, before and after; time is that of a step, on one core; memory is the peak of the process,
+which runs nothing else. Started again it skips what is done. Exit code 1 where a run diverged.
 """
 
 from __future__ import annotations

@@ -185,7 +185,8 @@ CONTRADICTIONS = [
     ),
     (
         ["method=reviewkd", "method_options.widht=8"],
-        "method_options.widht: method reviewkd has no such option (its options: width), got 8; did you mean width?",
+        "method_options.widht: method reviewkd has no such option (its options: width, preactivated), got 8; "
+        "did you mean width?",
     ),
     (["method=srrl", "method_options.rectify=1"], "method_options.rectify: expected true or false, got 1"),
     (["trainer=adamw", "nesterov=true"], "nesterov: expected false with trainer adamw, got true"),
@@ -429,7 +430,25 @@ PLAIN = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]))
-    | st.sampled_from(["1e-3", "0o7", "010", "08", "yes", "1:30", "~", "", "null", "<<", "=", ".inf", "2020-01-01"]),
+    | st.sampled_from(
+        [
+            "1e-3",
+            "0o7",
+            "010",
+            "08",
+            "yes",
+            "1:30",
+            "~",
+            "",
+            "null",
+            "<<",
+            "=",
+            ".inf",
+            "2020-01-01",
+            "\x85",
+            "a\u2028b",
+        ]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1-:# ", max_size=4), inner, max_size=3),
     max_leaves=8,
 )

@@ -54,11 +54,22 @@ def strict(text):
 
 def test_means_weigh_batches_by_their_samples_and_start_again():
     means, right, wrong = Means(torch.device("cpu")), torch.eye(3), torch.eye(3).roll(1, 0)
-    means.add(torch.tensor(1.0), torch.tensor(4.0), right, torch.arange(3))
-    means.add(torch.tensor(6.0), torch.tensor(9.0), wrong[:2], torch.arange(2))
+    means.add({"task": torch.tensor(1.0), "distill": torch.tensor(4.0)}, right, torch.arange(3))
+    means.add(
+        {"task": torch.tensor(6.0), "target": torch.tensor(7.0), "nontarget": torch.tensor(2.0)},
+        wrong[:2],
+        torch.arange(2),
+    )
     assert means.read() == pytest.approx((15 / 5, 30 / 5, 3 / 5, 5))
-    means.add(torch.tensor(2.0, dtype=torch.float16), None, right, torch.arange(3))
+    means.add({"task": torch.tensor(2.0, dtype=torch.float16)}, right, torch.arange(3))
     assert means.read() == pytest.approx((2.0, 0.0, 1.0, 3))
+
+
+def test_a_mixed_sample_counts_by_the_class_of_its_larger_share():
+    means = Means(torch.device("cpu"))
+    targets = torch.tensor([[0.7, 0.3, 0.0], [0.4, 0.0, 0.6]])
+    means.add({"task": torch.tensor(0.0)}, torch.eye(3)[:2], targets)
+    assert means.read() == (0.0, 0.0, 0.5, 2)
 
 
 def test_json_has_null_for_what_is_not_finite_at_any_depth():

@@ -15,8 +15,9 @@ import torch
 
 from dotkd import models
 from dotkd.config import Config, ConfigError
+from dotkd.config_teacher import teacher_config
 from dotkd.recipes import RECIPES
-from dotkd.trainer import Trainer, teacher_config
+from dotkd.trainer import Trainer
 
 CIFAR = {"epochs": 240, "batch_size": 64, "milestones": (150, 180, 210), "weight_decay": 5e-4, "delta": 0.075}
 TINY = {"epochs": 200, "batch_size": 256, "milestones": (60, 120, 160), "weight_decay": 5e-4, "delta": 0.075, "lr": 0.2}

@@ -52,6 +52,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # The three line breaks that only double quotes escape; in others they are read back as a space.
+    style = '"' if any(sign in text for sign in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)  # pyright: ignore[reportUnknownMemberType]
+
+
 def _integer(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
@@ -64,6 +70,7 @@ def _install_rules() -> None:
         if tag is None or tag.removeprefix(_TAG) in ("null", "bool", "float", "str", "seq", "map")
     }
     _Loader.add_constructor(f"{_TAG}int", _integer)
+    _Dumper.add_representer(str, _text)
     for kind, pattern, first in _PLAIN:
         # The dumper keeps the rules of 1.1 as well: it quotes what a reader of either version would not take for text.
         for user in (_Loader, _Dumper):

@@ -116,7 +116,7 @@ class Lines:
         if record["kind"] == "train":
             self._train = figures(record)
         else:
-            scores = "  ".join(f"{s} {record[s]['accuracy']:.1%}" for s in ("val", "test") if s in record)
+            scores = " ".join(f"{s} {record[s]['accuracy']:.1%}" for s in ("val", "test") if s in record)
             self._say(f"epoch {record['epoch']:3d}  {self._train}  {scores}")
 
     def stop(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
 from dotkd.checkpoint import save_weights, write_atomically
-from dotkd.config import Config, ConfigError
+from dotkd.config import Config
+from dotkd.config_teacher import teacher_config
 from dotkd.data import Batch, SplitName
 from dotkd.evaluation import Examiner
 from dotkd.metrics import Display, Log, to_json
@@ -282,36 +283,3 @@ def teacher_run(config: Config, out: Path, *, display: Display | None = None) ->
     if summary["status"] == "diverged":
         raise Diverged(f"the teacher in {out} diverged: nothing can be distilled from it")
     return out
-
-
-# What has no meaning for a model that learns from labels alone.
-UNTAUGHT: dict[str, Any] = {
-    "method": "none",
-    "method_options": {},
-    "student_features": (),
-    "teacher_features": (),
-    "temperature": None,
-    "task_weight": None,
-    "distill_weight": None,
-    "distill_warmup_epochs": None,
-    "mix": "none",
-}
-
-
-def teacher_config(config: Config) -> Config:
-    """The config of the run that trains the teacher of ``config``; raises ConfigError where there can be none."""
-    try:
-        return config.replace(
-            student=config.teacher,
-            student_options=config.teacher_options,
-            student_weights=None,
-            **UNTAUGHT,
-            trainer="adamw" if "adamw" in config.trainer else "sgd",
-            epochs=config.teacher_epochs or config.epochs,
-            lr=config.teacher_lr or config.lr,
-            label_smoothing=0.0,
-            ema=None,
-        )
-    except ConfigError as error:
-        lines = "\n".join(f"the teacher's training: {problem}" for problem in error.problems)
-        raise ConfigError(lines) from error

@@ -44,9 +44,9 @@ class CRD(nn.Module):
     torch's global generator. The positive is the sample itself ("exact") or any of its class, itself included
     ("relax"); the published results are those of "exact".
 
-    Deviations: the paper's h has no Z; the authors' code, and so the published weight, has. That code adds 1e-7 to
-    x + K / M, which is left out: c is computed by logarithms. On CIFAR it draws without
-    replacement where there are enough negatives; here K is at most the number of samples of other classes (of the largest class).
+    Deviations: the paper's h has no Z; the authors' code, and so the published weight, has. That code adds 1e-7 to x +
+    K / M, which is left out: c is computed by logarithms. On CIFAR it draws without replacement where there are enough
+    negatives; here K is at most the number of samples of other classes (of the largest class).
 
     The loss needs K rows of a memory for each sample, but never holds them all: `scores` and `weighted_rows` are equal
     to looking them up. Its gradient is computed with it, as the memory changes before the backward pass; there is no

@@ -32,9 +32,9 @@ class OFD(nn.Module):
 
     Deviations: paper and authors' code derive m_c from the weights of the batch normalisation in front of the
     activation, as the mean of a truncated normal distribution; the running mean is the expectation itself and needs no
-    such layer. Their teacher runs in training mode, normalised by the batch; here it is in eval mode. The weights of the
-    stages are those of the authors' code. There the sum over samples is divided by
-    batch size and 1000, which is the weight of 0.001 here (10000 for ImageNet, which is 0.0001).
+    such layer. Their teacher runs in training mode, normalised by the batch; here it is in eval mode. The weights of
+    the stages are those of the authors' code. There the sum over samples is divided by batch size and 1000, which is
+    the weight of 0.001 here (10000 for ImageNet, which is 0.0001).
     """
 
     card = Card(

@@ -30,8 +30,9 @@ class ReviewKD(nn.Module):
 
     Deviations: the weights w_l, the warm-up over 20 epochs, and that the student's maps are taken behind the activation
     (on ImageNet before it) and the teacher's before it, are those of the authors' code, with which the results were
-    published; the text of the paper could not be had to hold them against. The code leaves the stems out and cuts its sizes to each pair of
-    models; here the points that the two anatomies name are used, the deepest with the deepest, at the sizes they have.
+    published; the text of the paper could not be had to hold them against. The code leaves the stems out and cuts its
+    sizes to each pair of models; here the points that the two anatomies name are used, the deepest with the deepest, at
+    the sizes they have.
 
     A batch of one leaves the statistics of the one-pixel level alone and normalises by those it has.
 
