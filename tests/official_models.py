@@ -150,7 +150,7 @@ def layout(name: str, classes: int) -> Layout:
                 inner = out
         shapes.conv("conv1.0", 1, 320, 1280, bias=True)
         shapes.norm("conv1.1", 1280)
-        # Published as a 1x1 convolution, (classes, 1280, 1, 1).
+        # Published as a 1x1 convolution, (classes, 1280, 1, 1): see `published_shapes`.
         shapes.linear("conv2", 1280, classes)
     elif name == "mobilenet_v1":
         shapes.conv("model.0.0", 3, 3, 32)

@@ -7,11 +7,11 @@ and `imagenet` are the benchmarks in their official forms, `hf:` is Hugging Face
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from dotkd.data.arguments import check_number, check_whole, hint
 from dotkd.data.augment import Augment
 from dotkd.data.batches import Batch, batch_count, batches
 from dotkd.data.dataset import Dataset, Split, SplitName
@@ -59,18 +59,19 @@ def load(spec: str, *, validation: float = 0.1, image_size: int | None = None) -
     validation split that the source stores, or None, and a source without a test split is refused. image_size:
     pixels; brings images to a square of that side (`imagenet`: 224 unless given), and is for IMAGE_SOURCES alone.
 
-    Raises ValueError (unknown source, wrong options, unusable content), FileNotFoundError (no such path),
-    ImportError (the source's package is missing).
+    Raises ValueError (unknown source, wrong options, unusable content), TypeError (arguments of another type),
+    FileNotFoundError (no such path), ImportError (the source's package is missing).
     """
     kind, _, argument = spec.partition(":")
     if kind not in SOURCES:
         raise ValueError(f"unknown data '{spec}': expected {', '.join(SOURCES.values())}{_hint(spec, kind)}")
+    check_number("validation", validation)
     if not 0 <= validation < 0.5:
         raise ValueError(f"expected `validation` in [0, 0.5), got {validation}")
     if image_size is not None and kind not in IMAGE_SOURCES:
         raise ValueError(f"`image_size` is for {', '.join(IMAGE_SOURCES)}, got {image_size} with {spec}")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"expected `image_size` of at least 1 pixel, got {image_size}")
+    if image_size is not None:
+        check_whole("image_size", image_size, least=1, unit=" pixel")
     try:
         source: Callable[..., Dataset] = importlib.import_module(f"dotkd.data.{kind.replace('-', '_')}").load
     except ImportError as error:
@@ -90,5 +91,4 @@ def _hint(spec: str, kind: str) -> str:
         return f"; did you mean 'imagefolder:{spec}'?"
     if path.is_file():
         return f"; did you mean 'arrays:{spec}'?"
-    near = difflib.get_close_matches(kind, SOURCES, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return hint(kind, SOURCES)

@@ -9,7 +9,6 @@ in training.
 
 from __future__ import annotations
 
-import difflib
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 
 from dotkd.data import paths
+from dotkd.data.arguments import hint
 from dotkd.data.dataset import Dataset, assemble, complete_arrays, content_fingerprint
 
 _SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -86,8 +86,7 @@ def _check_keys(arrays: dict[str, Tensor], path: Path) -> None:
     )
     for name in arrays:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            raise ValueError(f"unknown array '{name}': {rule}" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise ValueError(f"unknown array '{name}': {rule}{hint(name, allowed)}")
     if set(arrays) not in ({*_WHOLE_KEYS}, {*_SPLIT_KEYS}, {*_SPLIT_KEYS, *_VAL_KEYS}):
         raise ValueError(rule)
 

@@ -33,7 +33,7 @@ DEGREES = 20.0
 class Augmentation(NamedTuple):
     """draw(count, seed=, epoch=, batch=, purpose=) gives numbers for `apply(inputs, numbers)`.
 
-    The numbers are (count, ...) on the CPU; `apply` takes them on the device of the inputs (B, C, H, W).
+    The numbers are (count, ...) and on the CPU, wherever the inputs (B, C, H, W) are.
     """
 
     draw: Callable[..., Tensor]
@@ -51,10 +51,10 @@ def crop_flip(inputs: Tensor, views: Tensor) -> Tensor:
     views: (B,) int64, (mirrored * 9 + row) * 9 + column; row, column: the crop's corner in the padded image.
     """
     height, width = inputs.shape[2:]
-    row, column = views // _OFFSETS % _OFFSETS, views % _OFFSETS
+    corners = torch.stack([views // _OFFSETS % _OFFSETS, views % _OFFSETS]).to(inputs.device, non_blocking=True)
     # A view of all 81 crops, one of which is copied: four times faster than gathering pixels.
     crops = F.pad(inputs, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W)
-    chosen = crops[torch.arange(len(inputs), device=inputs.device), :, row, column]
+    chosen = crops[torch.arange(len(inputs), device=inputs.device), :, corners[0], corners[1]]
     return mirror(chosen, views >= _OFFSETS * _OFFSETS)
 
 
@@ -69,8 +69,8 @@ def rotate_flip(inputs: Tensor, draws: Tensor) -> Tensor:
     draws: (B, 2) as of `draw_rotations`.
     """
     degrees = ((2 * draws[:, 0] - 1) * DEGREES).float()
-    turned = affine.transform(inputs, affine.rotations(degrees, inputs.shape[2], inputs.shape[3]))
-    return mirror(turned, draws[:, 1] < 0.5)
+    matrices = affine.rotations(degrees, inputs.shape[2], inputs.shape[3]).to(inputs.device, non_blocking=True)
+    return mirror_as_drawn(affine.transform(inputs, matrices), draws)
 
 
 def draw_crops(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
@@ -79,9 +79,13 @@ def draw_crops(count: int, *, seed: int, epoch: int, batch: int, purpose: int = 
 
 
 def resized_crop_flip(inputs: Tensor, draws: Tensor) -> Tensor:
-    """A box of each image (B, C, H, W), enlarged to (H, W) and mirrored or not. draws: as of `draw_crops`, CPU."""
-    cropped = crop_resize(inputs, crop_boxes(draws, inputs.shape[2], inputs.shape[3]))
-    return mirror(cropped, (draws[:, -1] < 0.5).to(inputs.device))
+    """A box of each image (B, C, H, W), enlarged to (H, W) and mirrored or not. draws: as of `draw_crops`."""
+    return mirror_as_drawn(crop_resize(inputs, crop_boxes(draws, inputs.shape[2], inputs.shape[3])), draws)
+
+
+def mirror_as_drawn(inputs: Tensor, draws: Tensor) -> Tensor:
+    """The images (B, C, H, W), mirrored where the last number of `draws` (B, ...) is below 1/2."""
+    return mirror(inputs, draws[:, -1] < 0.5)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

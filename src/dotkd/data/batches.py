@@ -5,7 +5,6 @@ Starting at batch k therefore gives the same bits as having iterated up to it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dotkd.data import draws
-from dotkd.data.augment import AUGMENTATIONS, Augment
-from dotkd.data.crops import mirror
-from dotkd.data.dataset import Dataset, Split, SplitName, to_unit
+from dotkd.data.arguments import check_name, check_number, check_whole
+from dotkd.data.augment import AUGMENTATIONS, Augment, mirror_as_drawn
+from dotkd.data.dataset import Dataset, Split, SplitName, taken, to_unit
 from dotkd.data.mixing import Mix, draw_mixture, mix_inputs, mix_targets
 from dotkd.data.randaugment import draw_operations, rand_augment
 from dotkd.data.resized import Resized
@@ -46,10 +45,10 @@ class Batch(NamedTuple):
 
 
 def batch_count(dataset: Dataset, split: SplitName, *, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches an epoch of `split` has. Raises ValueError where that would be none."""
+    """How many batches an epoch of `split` has. Raises ValueError where that would be none, TypeError for a
+    `batch_size` that is no integer."""
     size = len(_split(dataset, split).targets)
-    if batch_size < 1:
-        raise ValueError(f"expected `batch_size` of at least 1, got {batch_size}")
+    check_whole("batch_size", batch_size, least=1)
     count = size // batch_size if drop_last else math.ceil(size / batch_size)
     if count == 0:
         raise ValueError(
@@ -82,15 +81,14 @@ def batches(
     well, by an `augment` of its own draw and then `dotkd.data.randaugment`; mixing does the same to both views.
     start: may equal the number of batches; then nothing is left.
 
-    Raises ValueError at the call for arguments that do not fit, and while iterating for an image that cannot
-    be read.
+    Raises ValueError or TypeError at the call for arguments that do not fit, and ValueError while iterating for an
+    image that cannot be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
     samples, where = _split(dataset, split), torch.device(device)
     _check_views(dataset, samples, augment, mix, mix_alpha, strong)
-    for name, value in (("epoch", epoch), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"expected `{name}` of at least 0, got {value}")
+    check_whole("epoch", epoch, least=0)
+    check_whole("seed", seed, least=0)
     if not 0 <= start <= count:
         raise ValueError(f"expected `start` in 0..{count}, the number of batches, got {start}")
 
@@ -100,44 +98,41 @@ def batches(
         order = torch.randperm(size, generator=draws.generator(seed, draws.ORDER, epoch))
     channels = (-1, *[1] * (len(dataset.input_shape) - 1))
     mean, std = dataset.mean.view(channels).to(where), dataset.std.view(channels).to(where)
-    fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8)
+    fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8).to(where)
     augmentation = AUGMENTATIONS.get(augment)
     purposes = (draws.VIEWS, draws.STRONG_VIEWS)[: 1 + strong]
     files = None
     if augment == "resized-crop-flip" and not isinstance(samples.inputs, (Tensor, Resized)):
         files = samples.inputs
 
-    def numbers(number: int, index: Tensor) -> list[Tensor]:
-        """What the augmentation of each view draws."""
-        if augmentation is None:
-            return []
-        key = {"seed": seed, "epoch": epoch, "batch": number}
-        return [augmentation.draw(len(index), **key, purpose=purpose) for purpose in purposes]
-
-    def read(number: int) -> tuple[int, Tensor, Tensor]:
-        """The pixels of a batch: (1, B, ...), or (V, B, ...) where each view is cut from the files."""
+    def read(number: int) -> tuple[int, Tensor, list[Tensor], Tensor]:
+        """Number and samples of a batch, what the augmentation draws for each of V views, and the pixels: (1, B, ...),
+        or (V, B, ...) where each view is cut from the files."""
         index = order[batch_size * number :][:batch_size]
+        drawn: list[Tensor] = []
+        if augmentation is not None:
+            key = {"seed": seed, "epoch": epoch, "batch": number}
+            drawn = [augmentation.draw(len(index), **key, purpose=purpose) for purpose in purposes]
         if files is not None:
-            return number, index, files.cropped(index, torch.stack(numbers(number, index)))
-        return number, index, samples.inputs[index].unsqueeze(0)
+            return number, index, drawn, files.cropped(index, torch.stack(drawn))
+        return number, index, drawn, taken(samples.inputs, index).unsqueeze(0)
 
-    def view(pixels: Tensor, drawn: Tensor | None) -> Tensor:
-        if augmentation is None or drawn is None:
-            return pixels
+    def views_of(pixels: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+        if augmentation is None:
+            return [pixels[0] for _ in purposes]
         if files is not None:
-            return mirror(pixels, _to_device(drawn[:, -1] < 0.5, where))
-        return augmentation.apply(pixels, drawn if augment == "resized-crop-flip" else _to_device(drawn, where))
+            return [mirror_as_drawn(view, numbers) for view, numbers in zip(pixels, drawn, strict=True)]
+        return [augmentation.apply(pixels[0], numbers) for numbers in drawn]
 
     def generate() -> Iterator[Batch]:
-        for number, index, raw in _ahead(read, range(start, count), decoding=not isinstance(samples.inputs, Tensor)):
+        decoding = not isinstance(samples.inputs, Tensor)
+        for number, index, drawn, raw in _ahead(read, range(start, count), decoding=decoding):
             # uint8 crosses to the device, a quarter of the bytes; the rest is done there.
-            pixels = _to_device(raw, where)
-            drawn = numbers(number, index) or [None] * len(purposes)
-            views = [view(pixels[min(place, len(pixels) - 1)], each) for place, each in enumerate(drawn)]
+            views = views_of(_to_device(raw, where), drawn)
             if strong:
                 operations = draw_operations(len(index), seed=seed, epoch=epoch, batch=number)
                 views[1] = rand_augment(views[1], operations, fill)
-            views = [(to_unit(pixels) - mean) / std for pixels in views]
+            views = [to_unit(view).sub(mean).div_(std) for view in views]
             targets = _to_device(samples.targets[index], where)
             if mix != "none":
                 mixture = draw_mixture(
@@ -152,8 +147,9 @@ def batches(
 
 def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_alpha: float, strong: bool) -> None:
     """Raises ValueError for names that do not exist and for inputs that are no images where images are needed."""
-    _check_name("augment", augment, get_args(Augment))
-    _check_name("mix", mix, get_args(Mix))
+    check_name("augment", augment, get_args(Augment))
+    check_name("mix", mix, get_args(Mix))
+    check_number("mix_alpha", mix_alpha)
     if not 0 < mix_alpha < math.inf:
         raise ValueError(f"expected `mix_alpha` above 0, got {mix_alpha}")
     shape = dataset.input_shape
@@ -165,14 +161,6 @@ def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_a
         if len(shape) != 3 or shape[0] not in (1, 3) or floats:
             kind = "float32" if floats else "uint8"
             raise ValueError(f"`strong` needs uint8 images of 1 or 3 channels, {dataset.name} has {kind} {shape}")
-
-
-def _check_name(argument: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        near = difflib.get_close_matches(value, names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        listed = f"{', '.join(repr(name) for name in names[:-1])} or {names[-1]!r}"
-        raise ValueError(f"expected `{argument}` to be {listed}, got '{value}'{hint}")
 
 
 def _ahead(read: Callable[[int], Raw], numbers: range, *, decoding: bool) -> Iterator[Raw]:

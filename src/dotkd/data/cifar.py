@@ -6,7 +6,9 @@ blue. The one "for Python" is made of pickles, which could run code when they ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import io
 import os
 import shutil
@@ -167,15 +169,16 @@ def _download(form: Form, place: Path, spec: str) -> Path:
             shutil.copyfileobj(answer, file)
         found = _md5(partial.read_bytes())
         if found != form.md5:
-            partial.unlink()
             raise ValueError(f"expected {url} to have the md5 sum {form.md5}, got {found}: nothing was kept of it")
         os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
+    except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"{spec.removesuffix(':PATH')}: {path} is not there and {url} cannot be had ({error}); "
             f"put that file there, md5 sum {form.md5}, or give {spec}"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a folder that cannot be: nothing was written
+            partial.unlink(missing_ok=True)
     return path
 
 

@@ -125,7 +125,12 @@ def assemble(
 
 def to_unit(inputs: Tensor) -> Tensor:
     """float32 inputs as they are, uint8 ones scaled from 0..255 to [0, 1]."""
-    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+    return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+
+
+def taken(inputs: Tensor | Images | Resized, index: Tensor) -> Tensor:
+    """`inputs[index]`, where index (B,) int64 is on the CPU; for a tensor many times faster than written so."""
+    return inputs.index_select(0, index) if isinstance(inputs, Tensor) else inputs[index]
 
 
 def hold_out(targets: Tensor, share: float, *, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -184,7 +189,7 @@ def complete_arrays(
     for title in (title for title in ("train", "val", "test") if title in parts):
         source, index = parts[title]
         inputs, labels = stored[source]
-        splits[title] = Split(inputs[index], labels[index])
+        splits[title] = Split(taken(inputs, index), labels[index])
     return splits
 
 

@@ -37,7 +37,7 @@ def class_folders(folder: Path) -> Classes:
 def annotated(annotations: Path, train: Classes) -> Classes:
     """The validation images of Tiny-ImageNet; a line `NAME<tab>CLASS<tab>box` of the file tells the class."""
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(annotations), 1):
         if not line.strip():
             continue
         name, tab, rest = line.partition("\t")
@@ -55,16 +55,26 @@ def by_list(source: Path, pairs: Iterable[tuple[str, str]], folder: Path, train:
     """
     present = {path.name: path for path in images_under(folder)}
     classes: Classes = {}
+    named: set[str] = set()
     lost: list[str] = []
+    twice: list[str] = []
     for name, label in pairs:
-        if name in present:
-            classes.setdefault(label, []).append(present.pop(name))
+        if name in named:
+            twice.append(name)
+        elif name in present:
+            classes.setdefault(label, []).append(present[name])
         elif label in train:
             lost.append(name)
+        named.add(name)
+    if twice:
+        raise ValueError(f"{source} names images more than once: {enumerated(twice)}")
     if lost:
         raise ValueError(f"{source} names images that are not in {folder}: {enumerated(lost)}")
-    if present:
-        raise ValueError(f"{source} gives no class for: {enumerated(sorted(present))}")
+    if not present:
+        raise ValueError(f"expected the images that {source} names in {folder}, found none")
+    strays = sorted(set(present) - named)
+    if strays:
+        raise ValueError(f"{source} gives no class for: {enumerated(strays)}")
     return {label: sorted(images) for label, images in classes.items()}
 
 
@@ -90,6 +100,14 @@ def divide(folders: Mapping[str, Classes], classes: Sequence[str], validation: f
 def paths_of(splits: Mapping[str, Files]) -> dict[str, list[Path]]:
     """The images of each split, without their labels."""
     return {title: [path for path, _ in files] for title, files in splits.items()}
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8; raises ValueError, naming the file, where it is something else."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected {path} to be text in UTF-8: {error}") from error
 
 
 def visible_folders(folder: Path) -> list[str]:

@@ -14,7 +14,6 @@ out.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import os
@@ -27,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dotkd.data import paths
+from dotkd.data.arguments import hint
 from dotkd.data.dataset import Dataset, Split, assemble, complete
 from dotkd.data.images import open_images
 
@@ -83,7 +84,8 @@ def load(argument: str, *, validation: float, image_size: int | None) -> Dataset
         {title: torch.as_tensor(found) for title, found in targets.items()}, validation, class_names=classes
     )
     rows = {title: _rows(_column(table, image, name), title) for title, table in tables.items()}
-    sizes = {title: _sizes(_column(table, image, name)) for title, table in tables.items()}
+    where = f"hf:{name}: column {image}"
+    sizes = {title: _sizes(_column(table, image, name), where) for title, table in tables.items()}
     files: dict[str, list[Row]] = {}
     labels: dict[str, npt.NDArray[np.int64]] = {}
     digest = hashlib.sha256(f"{image_size}\n".encode())
@@ -106,24 +108,34 @@ def _parse(argument: str) -> tuple[str, dict[str, str]]:
     name, _, query = argument.partition("?")
     if not name:
         raise ValueError("expected hf:NAME or hf:PATH, a data set of the hub or Parquet files; got neither")
-    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-    for key in options:
+    options: dict[str, str] = {}
+    for key, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
         if key not in _OPTIONS:
-            near = difflib.get_close_matches(key, _OPTIONS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"hf:{name}: unknown option '{key}', expected {', '.join(_OPTIONS)}{hint}")
+            listed = ", ".join(_OPTIONS)
+            raise ValueError(f"hf:{name}: unknown option '{key}', expected {listed}{hint(key, _OPTIONS)}")
+        if key in options:
+            raise ValueError(f"hf:{name}: expected the option {key} once, got '{options[key]}' and '{value}'")
+        options[key] = value
     return name, options
 
 
 def _load_splits(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     """Ours -> the table of that split, for those that are there; "train" is."""
     path = Path(os.path.expanduser(name))
-    hub = {key: options[key] for key in ("revision",) if key in options}
+    if name.startswith(("/", "./", "../", "~")):  # no name of the hub
+        paths.existing(name, spec="hf:PATH", wanted="a Parquet file, or a folder with some")
+    saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    single = path.is_file() or saved
+    for key in ("config", "revision"):
+        if key in options and (single or (path.is_dir() and key == "revision")):
+            raise ValueError(f"hf:{name}: the option {key} is for data sets of the hub, got '{options[key]}'")
+    hub = {"revision": options["revision"]} if "revision" in options else {}
     try:
         if path.is_file():
             found = _datasets.load_dataset("parquet", data_files=str(path))
-        elif (path / "dataset_dict.json").is_file():
+        elif saved:
             found = _datasets.load_from_disk(str(path))
+            found = {"train": found} if isinstance(found, _datasets.Dataset) else found
         elif path.is_dir():
             found = _datasets.load_dataset(str(path), options.get("config"))
         else:
@@ -173,9 +185,10 @@ def _chosen(
     if wanted is not None:
         if wanted in features:
             return wanted
-        near = difflib.get_close_matches(wanted, list(features), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"hf:{name}: expected {kind}= to be one of {', '.join(features)}, got '{wanted}'{hint}")
+        listed = ", ".join(features)
+        raise ValueError(
+            f"hf:{name}: expected {kind}= to be one of {listed}, got '{wanted}'{hint(wanted, features)}"
+        )
     if len(candidates) > 1:
         candidates = [column for column in candidates if column in usual]
     if len(candidates) == 1:
@@ -208,9 +221,17 @@ def _rows(column: Any, title: str) -> list[Row]:
     return [Row(column, position, title) for position in range(len(column))]
 
 
-def _sizes(column: Any) -> npt.NDArray[np.int64]:
-    """(N,) bytes of each image; -1 where the column has only a path."""
-    encoded = _compute.struct_field(column, "bytes") if str(column.type).startswith("struct") else column
+def _sizes(column: Any, where: str) -> npt.NDArray[np.int64]:
+    """(N,) bytes of each image; -1 where the column has only a path. Raises ValueError for columns of anything else."""
+    kind = str(column.type)
+    try:
+        encoded = _compute.struct_field(column, "bytes") if kind.startswith("struct") else column
+        if str(encoded.type) == "null":  # paths alone
+            return np.full(len(column), -1, dtype=np.int64)
+        if str(encoded.type) not in ("binary", "large_binary"):
+            raise ValueError(f"got {encoded.type}")
+    except ValueError as error:  # pyarrow's own is one
+        raise ValueError(f"{where}: expected encoded images, binary or struct<bytes, path>, got {kind}") from error
     return _compute.fill_null(_compute.binary_length(encoded), -1).to_numpy().astype(np.int64)
 
 
@@ -223,8 +244,10 @@ def _targets(
 ) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """Class names, and int64 labels of each split: those of a ClassLabel, else by the sorted values of train."""
     for title, found in values.items():
-        if found.dtype.kind not in "iuO" or any(value is None for value in found[:1]):
-            raise ValueError(f"{where}: expected whole numbers or text in {title}, got {found.dtype}")
+        other = next((value for value in found if not isinstance(value, str)), "") if found.dtype.kind == "O" else ""
+        if found.dtype.kind not in "iuO" or not isinstance(other, str):
+            got = found.dtype if found.dtype.kind != "O" else f"{other!r} ({type(other).__name__})"
+            raise ValueError(f"{where}: expected whole numbers or text in {title}, got {got}")
     names = feature.get("names") if _type(feature) == "ClassLabel" else None
     if names:
         return list(names), {title: found.astype(np.int64) for title, found in values.items()}

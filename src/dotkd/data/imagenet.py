@@ -68,10 +68,9 @@ def load(argument: str, *, validation: float, image_size: int | None) -> Dataset
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     """File name and WordNet identifier of each row `ImageId,PredictionString`, whose string starts with the latter."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row or (number == 1 and row[0] == "ImageId"):
-                continue
-            if len(row) != 2 or not row[1].split():
-                raise ValueError(f"expected 'IMAGE,WNID ...' in line {number} of {path}, got '{','.join(row)}'")
-            yield f"{row[0]}.JPEG", row[1].split()[0]
+    for number, row in enumerate(csv.reader(folders.lines_of(path)), 1):
+        if not row or (number == 1 and row[0] == "ImageId"):
+            continue
+        if len(row) != 2 or not row[1].split():
+            raise ValueError(f"expected 'IMAGE,WNID ...' in line {number} of {path}, got '{','.join(row)}'")
+        yield f"{row[0]}.JPEG", row[1].split()[0]

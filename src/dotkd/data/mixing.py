@@ -54,12 +54,12 @@ def draw_mixture(
 
 def mix_inputs(inputs: Tensor, mixture: Mixture) -> Tensor:
     """The mixed batch, of the type and shape of `inputs` (B, ...), which stay as they are."""
-    other = inputs[mixture.partner.to(inputs.device, non_blocking=True)]
+    partner = mixture.partner.to(inputs.device, non_blocking=True)
     if mixture.box is None:
-        return mixture.share * inputs + (1 - mixture.share) * other
+        return inputs.index_select(0, partner).lerp_(inputs, mixture.share)
     top, bottom, left, right = mixture.box
     mixed = inputs.clone()
-    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = inputs[:, :, top:bottom, left:right].index_select(0, partner)
     return mixed
 
 

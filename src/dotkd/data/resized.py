@@ -20,7 +20,7 @@ class Resized:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """index: (B,) int64. uint8 (B, C, image_size, image_size)."""
-        chosen = self._images[index].float()
+        chosen = self._images.index_select(0, index).float()
         size = (self._image_size, self._image_size)
         larger = F.interpolate(chosen, size, mode="bilinear", align_corners=False, antialias=True)
-        return larger.round().clamp(0, 255).to(torch.uint8)
+        return larger.round_().to(torch.uint8)

@@ -32,7 +32,7 @@ def load(argument: str, *, validation: float, image_size: int | None) -> Dataset
     for needed in (root / "wnids.txt", root / "train", annotations, root / "val" / "images"):
         if not needed.exists():
             raise ValueError(f"tiny-imagenet:PATH: expected {_WANTED}, but {root} has no {needed.relative_to(root)}")
-    official = set((root / "wnids.txt").read_text(encoding="utf-8").split())
+    official = {line.strip() for line in folders.lines_of(root / "wnids.txt")}
     found = {"train": folders.class_folders(root / "train")}
     unknown = sorted(set(found["train"]) - official)
     if unknown:
@@ -57,5 +57,5 @@ def read_words(path: Path, *, separator: str) -> dict[str, str]:
     """WordNet identifier -> its words, from lines of the two; empty where there is no such file."""
     if not path.is_file():
         return {}
-    lines = (line.partition(separator) for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.partition(separator) for line in folders.lines_of(path))
     return {name: words.strip() for name, _, words in lines if words.strip()}

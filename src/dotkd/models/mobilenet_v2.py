@@ -122,7 +122,7 @@ class MobileNetV2Tiny(nn.Module):
     """The form for 64 pixels. The feature maps have 24, 32, 64, 320 channels, at 33, 17, 9 and 9 pixels.
 
     `conv2` is the linear classifier; published code makes it a 1x1 convolution, whose weight of shape
-    (num_classes, 1280, 1, 1) has to be flattened to (num_classes, 1280) to fit.
+    (num_classes, 1280, 1, 1) `load_weights` takes as well.
     """
 
     feature_points: ClassVar[tuple[str, ...]] = ("stage2", "stage3", "stage4", "stage7")

@@ -45,7 +45,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     that transformers wrote, for its `model.safetensors`. Files older than BatchNorm's `num_batches_tracked` may
     lack it: the model's stays.
     The prefixes of wrappers (`module.` and `_orig_mod.`, from data-parallel and compiled models) may be on
-    the file's names, on the model's, or on both. Floating-point weights are cast to the model's dtype.
+    the file's names, on the model's, or on both. Floating-point weights are cast to the model's dtype. The weight
+    (C, D, 1, 1) of a 1x1 convolution fits a linear layer's (C, D): both compute the same from pooled features.
 
     Raises:
         FileNotFoundError: nothing at `path` (with the nearest name that exists).
@@ -59,6 +60,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     held = model.state_dict(keep_vars=True)
     key_of = {name: key for key, name in _plain_names(held).items() if isinstance(held[key], Tensor)}
     wanted: dict[str, Tensor] = {name: held[key] for name, key in key_of.items()}
+    stored = _as_linear(stored, wanted, [name for name, key in key_of.items() if _is_linear_weight(model, key)])
     problems = _differences(stored, wanted)
     if problems and is_transformers(model):
         # Files of transformers have the names of its first versions, whatever the modules are called by now.
@@ -191,6 +193,17 @@ def _differences(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
             kinds = f"{value.dtype} in the file, {wanted[name].dtype} in the model"
             problems.append(f"other kind of number: {name} {kinds}")
     return problems
+
+
+def _is_linear_weight(model: nn.Module, key: str) -> bool:
+    path, _, name = key.rpartition(".")
+    return name == "weight" and isinstance(model.get_submodule(path), nn.Linear)
+
+
+def _as_linear(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], linear: Iterable[str]) -> dict[str, Tensor]:
+    """`stored` with the weights of 1x1 convolutions brought to the shape of the `linear` ones that they stand for."""
+    fitting = [name for name in linear if name in stored and stored[name].shape == (*wanted[name].shape, 1, 1)]
+    return {**stored, **{name: stored[name].flatten(1) for name in fitting}}
 
 
 def _sibling_of_counter(name: str) -> str:

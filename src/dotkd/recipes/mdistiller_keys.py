@@ -230,7 +230,7 @@ DATA: dict[str, Data] = {
             "MobileNetV1": "mobilenet_v1",
         },
         _TORCHVISION,
-        ("teacher_options={weights: IMAGENET1K_V1}",),
+        ("teacher_options={weights: IMAGENET1K_V1}", "teacher_epochs=0"),
         pretrained=True,
     ),
 }
