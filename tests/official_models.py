@@ -150,7 +150,7 @@ def layout(name: str, classes: int) -> Layout:
                 inner = out
         shapes.conv("conv1.0", 1, 320, 1280, bias=True)
         shapes.norm("conv1.1", 1280)
-        # Published as a 1x1 convolution, (classes, 1280, 1, 1): see `published_shapes`.
+        # Published as a 1x1 convolution, (classes, 1280, 1, 1): see `published`.
         shapes.linear("conv2", 1280, classes)
     elif name == "mobilenet_v1":
         shapes.conv("model.0.0", 3, 3, 32)
@@ -196,6 +196,11 @@ def layout(name: str, classes: int) -> Layout:
         shapes.norm("bn2", 1024)
         shapes.linear("linear", 1024, classes)
     return shapes
+
+
+def published(state: State) -> State:
+    """The entries of mobilenet_v2_tiny's layout in their published shapes: its classifier is a 1x1 convolution."""
+    return {**state, "conv2.weight": state["conv2.weight"][:, :, None, None]}
 
 
 def draw(shapes: Layout, seed: int) -> State:

@@ -194,6 +194,30 @@ def test_a_model_without_a_linear_classifier_is_refused_where_its_input_is_neede
         Observer(Functional(), "student", ("embedding",), example=inputs)
 
 
+class Gated(nn.Module):
+    """A linear layer inside, and a convolution as the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.conv, self.unused = nn.Linear(3, 3), nn.Conv2d(3, 5, 1), nn.ReLU()
+
+    def forward(self, x):
+        return self.conv(x * self.gate(x.mean((2, 3))).sigmoid()[:, :, None, None]).mean((2, 3))
+
+
+def test_a_linear_layer_that_does_not_end_the_model_is_no_classifier(inputs):
+    with pytest.raises(ValueError, match=re.escape("the teacher has no nn.Linear at its end")):
+        Observer(Gated(), "teacher", ("embedding",), example=inputs)
+
+
+@pytest.mark.parametrize("need", ["features", "preactivations"])
+def test_a_point_that_the_forward_pass_leaves_out_is_refused(inputs, need):
+    with pytest.raises(
+        ValueError, match="expected the student's `unused` to give a feature map, but it gave no tensor"
+    ):
+        Observer(Gated(), "student", (need,), points=("unused",), example=inputs)
+
+
 def test_logits_of_takes_the_usual_forms():
     logits = torch.zeros(2, 3)
     assert logits_of((logits, "features")) is logits

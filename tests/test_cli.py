@@ -174,6 +174,17 @@ def test_train_names_its_folder_by_recipe_trainer_and_seed(source: str, tmp_path
     assert (tmp_path / "runs" / "mine-sgd-seed4" / "summary.json").is_file()
 
 
+def test_without_validation_nothing_is_selected_and_the_last_epoch_is_told(source: str, tmp_path: Path):
+    code, out, err = dotkd("train", "digits", *TINY, "batch_size=512", "validation=0", "--out", "run")
+    assert code == 0
+    last = json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]["last"]
+    assert out.startswith(f"test accuracy {100 * last:.2f} % (last epoch); teacher ")
+    (told,) = [line for line in err.splitlines() if line.startswith("epoch   2") and " distill " in line]
+    assert f" test {last:.1%}" in told
+    assert " val " not in err
+    refused("eval", "run", "--split", "val", message="no val split")
+
+
 def test_stopped_run_says_how_to_continue_and_does(source: str, tmp_path: Path):
     words = ("train", "digits", source, *TINY, "student=tiny_runs:dropout", "student_options={}")
     assert dotkd(*words, "--out", "whole")[0] == 0
@@ -308,6 +319,16 @@ def test_interrupted_compare_ends_with_75_and_leaves_a_checkpoint(source: str, t
     assert "interrupted: 0 of 1 runs are finished" in err
     assert list(checkpoints.glob("step-*"))
     assert not (tmp_path / "c" / "logs").exists()
+
+
+def test_a_method_that_does_not_fit_the_models_is_told_before_anything_is_run(source: str, tmp_path: Path):
+    words = ("compare", "digits", source, *TINY, "--seeds", "1", "--out", "c", "--methods")
+    one = "student_options={width: 8, depth: 1}"
+    refused(
+        *words, "kd,corsd", one, message="expected at least 2 feature maps of the student, which CORSD compares, got 1"
+    )
+    refused(*words, "kd,at", message="expected feature maps of more than one pixel")
+    assert not (tmp_path / "c").exists()
 
 
 def test_failing_runs_are_told_beside_the_others(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -185,7 +185,7 @@ def test_models_lists_all_with_their_sizes():
     text = printed("models")
     found = rows(text)
     assert MODELS.keys() <= found.keys()
-    assert found["resnet20"] == ["278,324", "278,324", "100", "3x32x32", "8 to 128 pixels"]
+    assert found["resnet20"] == ["278,324", "278,324", "100", "3x32x32", "8 to 128"]
     assert found["resnet18"][0] == found["resnet18"][1] == f"{PUBLISHED['resnet18'].parameters:,}"
     for form in ("timm:NAME", "torchvision:NAME", "transformers:NAME", "module:attr"):
         assert f"\n{form}: " in text

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import pickle
 import re
@@ -281,8 +282,10 @@ def test_a_download_with_another_checksum_is_not_kept(tmp_path: Path, monkeypatc
 
 
 def test_without_a_network_the_message_says_which_file_to_put_where(tmp_path: Path, monkeypatch: Any) -> None:
+    failures: list[Exception] = [urllib.error.URLError("no route to host"), http.client.IncompleteRead(b"", 9)]
+
     def failing(url: str, timeout: float) -> Any:
-        raise urllib.error.URLError("no route to host")
+        raise failures[0]
 
     monkeypatch.setattr(urllib.request, "urlopen", failing)
     monkeypatch.delenv("DOTKD_DATA", raising=False)
@@ -296,3 +299,10 @@ def test_without_a_network_the_message_says_which_file_to_put_where(tmp_path: Pa
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         data.load("cifar100")
     assert list(path.parent.iterdir()) == []
+    del failures[0]  # the connection breaks off
+    with pytest.raises(FileNotFoundError, match=re.escape("cannot be had (IncompleteRead(0 bytes read, 9 more ex")):
+        data.load("cifar100")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DOTKD_DATA", str(tmp_path / "file" / "in"))
+    with pytest.raises(FileNotFoundError, match="Not a directory"):
+        data.load("cifar100")

@@ -93,6 +93,24 @@ def test_what_was_saved_to_disk_is_the_same(tmp_path: Path) -> None:
     assert torch.equal(ours.train.inputs[torch.arange(8)], theirs.train.inputs[torch.arange(8)])
 
 
+def test_one_split_saved_to_disk_is_split_in_three(tmp_path: Path) -> None:
+    table(40, label=["cat", "dog"]).save_to_disk(str(tmp_path / "saved"))
+    path = write(table(40, label=["cat", "dog"]), tmp_path / "all.parquet")
+    ours, theirs = (data.load(f"hf:{place}", validation=0.25) for place in (tmp_path / "saved", path))
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def test_images_may_be_given_by_their_paths(tmp_path: Path) -> None:
+    for row in range(8):
+        (tmp_path / f"{row}.png").write_bytes(encoded(row))
+    rows = [{"bytes": None, "path": str(tmp_path / f"{row}.png")} for row in range(8)]
+    plain(tmp_path / "train.parquet", {"image": rows, "label": [0, 1] * 4})
+    dataset = data.load(f"hf:{tmp_path / 'train.parquet'}", validation=0.25)
+    assert dataset.val is not None
+    held = [row.numpy().tobytes() for split in (dataset.train, dataset.val, dataset.test) for row in split.inputs]
+    assert sorted(held) == sorted(picture(row).transpose(2, 0, 1).tobytes() for row in range(8))
+
+
 def test_one_file_is_split_in_three(tmp_path: Path) -> None:
     path = write(table(40, label=["cat", "dog"]), tmp_path / "all.parquet")
     dataset = data.load(f"hf:{path}", validation=0.25)
@@ -168,6 +186,27 @@ def test_what_is_not_clear_is_refused(tmp_path: Path, query: str, message: str) 
     assert data.load(f"hf:{path}?label=two&image=img").class_names == ("c", "d")
 
 
+@pytest.mark.parametrize(
+    ("columns", "query", "message"),
+    [
+        ({"label": ["a", None] * 10}, "", "column label: expected whole numbers or text in train, got None (NoneType)"),
+        ({"label": [b"a", b"b"] * 10}, "", "expected whole numbers or text in train, got b'a' (bytes)"),
+        ({"label": [0.5, 1.5] * 10}, "", "column label: expected whole numbers or text in train, got float64"),
+        ({"label": [0, 1] * 10}, "?image=label", "column label: expected encoded images, binary or struct<bytes, path"),
+        ({"x": [{"a": 1}] * 20, "label": [0, 1] * 10}, "?image=x", "<bytes, path>, got struct<a: int64>"),
+        ({"label": [0, 1] * 10}, "?revision=v1", "the option revision is for data sets of the hub, got 'v1'"),
+        ({"label": [0, 1] * 10}, "?config=big", "the option config is for data sets of the hub, got 'big'"),
+        ({"label": [0, 1] * 10}, "?label=label&label=x", "expected the option label once, got 'label' and 'x'"),
+    ],
+)
+def test_columns_and_options_that_do_not_fit_are_refused(
+    tmp_path: Path, columns: dict[str, Any], query: str, message: str
+) -> None:
+    path = plain(tmp_path / "a.parquet", {"image": [encoded(row) for row in range(20)], **columns})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.load(f"hf:{path}{query}")
+
+
 def test_several_image_columns_are_refused(tmp_path: Path) -> None:
     path = write(
         table(20, image="left", label=["a", "b"]).add_column(
@@ -219,6 +258,13 @@ def test_without_a_network_the_message_says_what_to_supply(monkeypatch: pytest.M
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         data.load("hf:some/thing?revision=v1")
+
+
+def test_a_path_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    write(table(4, label=["a", "b"]), tmp_path / "train.parquet")
+    message = f"there is no {tmp_path / 'trian.parquet'}; did you mean {tmp_path / 'train.parquet'}?"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        data.load(f"hf:{tmp_path / 'trian.parquet'}")
 
 
 def test_no_name_is_refused() -> None:

@@ -110,7 +110,6 @@ def test_the_share_has_the_beta_distribution(alpha: float) -> None:
 def test_boxes_of_cutmix_have_the_side_and_middle_of_the_paper() -> None:
     """On an image so large that rounding to pixels does not show, and away from the edges."""
     size, seen = 4096, 0
-    middles: list[float] = []
     for batch in range(400):
         key = {"alpha": 1.0, "seed": 0, "epoch": 0, "batch": batch}
         drawn = draw_mixture("mixup", 3, SHAPE, **key).share  # the same first draw
@@ -125,10 +124,21 @@ def test_boxes_of_cutmix_have_the_side_and_middle_of_the_paper() -> None:
             seen += 1
             assert abs(bottom - top - side) <= 1
             assert abs(found.share - drawn) < 1e-3
-        if side < size / 50:
-            middles.append((top + bottom) / 2 / size)
     assert seen > 50
-    assert stats.kstest(middles, "uniform").pvalue > 0.01 if len(middles) > 20 else not middles or max(middles) < 1
+
+
+def test_middles_of_boxes_are_uniform_over_all_pixels() -> None:
+    """Seen where boxes are so small, as with a small alpha many are, that cutting them off does not move the middle."""
+    size = 4096
+    boxes: list[tuple[int, int, int, int]] = []
+    for batch in range(400):
+        box = draw_mixture("cutmix", 3, (3, size, size), alpha=0.05, seed=0, epoch=0, batch=batch).box
+        assert box is not None
+        boxes += [box] if max(box[1] - box[0], box[3] - box[2]) < size / 50 else []
+    assert len(boxes) > 100
+    edges = np.array(boxes)
+    for middle in ((edges[:, 0] + edges[:, 1]) / 2, (edges[:, 2] + edges[:, 3]) / 2):
+        assert stats.kstest(middle / size, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("alpha", [1e-8, 1e-300])

@@ -188,6 +188,21 @@ def test_imagenet_is_trained_on_boxes(tmp_path: Path) -> None:
             lambda root: draw(root / "val" / "stray.JPEG", seed=0, size=(9, 9)),
             "{root}/LOC_val_solution.csv gives no class for: stray.JPEG",
         ),
+        (
+            lambda root: (
+                [path.unlink() for path in (root / "val").iterdir()]
+                + [(root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")]
+            ),
+            "expected the images that {root}/LOC_val_solution.csv names in {root}/val, found none",
+        ),
+        (
+            lambda root: (root / "LOC_val_solution.csv").write_text("ILSVRC2012_val_10,n02 1\nILSVRC2012_val_10,n02 1"),
+            "{root}/LOC_val_solution.csv names images more than once: ILSVRC2012_val_10.JPEG",
+        ),
+        (
+            lambda root: (root / "LOC_val_solution.csv").write_bytes(b"\xff\xfe"),
+            "expected {root}/LOC_val_solution.csv to be text in UTF-8: ",
+        ),
         (lambda root: shutil.rmtree(root / "train" / "n03"), "{root}/val has classes that {root}/train lacks: n03"),
     ],
 )

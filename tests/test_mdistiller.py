@@ -82,8 +82,8 @@ DEFAULTS = [
     ("PKT", "pkt", 1, 30000, {}, {}),
     ("SP", "sp", 1, 3000, {}, {}),
     ("VID", "vid", 1, 1, {"min_variance": 1e-5, "initial_variance": 5}, {}),
-    ("CRD", "crd", 1, 0.8, {"positives": "exact", "dim": 128, "negatives": 16384, "momentum": 0.5}, {}),
-    ("REVIEWKD", "reviewkd", 1, 1, {}, {"distill_warmup_epochs": 20}),
+    ("CRD", "crd", 1, 0.8, {"positives": "exact", "dim": 128, "negatives": 16384, "momentum": 0.5, "tau": 0.07}, {}),
+    ("REVIEWKD", "reviewkd", 1, 1, {"preactivated": False}, {"distill_warmup_epochs": 20}),
     ("DKD", "dkd", 1, None, {"alpha": 1, "beta": 8}, {"temperature": 4, "distill_warmup_epochs": 20}),
 ]
 
@@ -99,6 +99,21 @@ def test_each_method_with_its_defaults(case, translated):
 
 def test_every_method_of_theirs_has_a_case():
     assert {case[0] for case in DEFAULTS} == METHODS.keys()
+
+
+def test_the_published_reviewkd_of_imagenet_takes_the_student_before_its_activation(translated):
+    text = "DATASET: {TYPE: imagenet}\nDISTILLER: {TYPE: REVIEWKD, TEACHER: ResNet50, STUDENT: MobileNetV1}\n"
+    found = translated(text + "REVIEWKD: {STU_PREACT: true, WARMUP_EPOCHS: 1}", "data=imagenet:here")
+    assert (found.method_options, found.distill_warmup_epochs) == ({"preactivated": True}, 1)
+
+
+@pytest.mark.parametrize(("data", "place"), [("imagenet", "imagenet:here"), ("tiny_imagenet", "tiny-imagenet:here")])
+def test_a_teacher_that_comes_trained_is_not_trained_again(data, place, translated):
+    found = translated(
+        f"DATASET: {{TYPE: {data}}}\nDISTILLER: {{TYPE: KD, TEACHER: ResNet18, STUDENT: ResNet18}}", f"data={place}"
+    )
+    pretrained = ({"weights": "IMAGENET1K_V1"}, 0)
+    assert (found.teacher_options, found.teacher_epochs) == (pretrained if data == "imagenet" else ({}, None))
 
 
 def test_a_section_counts_for_its_own_method_alone(translated):

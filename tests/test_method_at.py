@@ -118,7 +118,7 @@ def test_no_gradient_at_equality() -> None:
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0])
-@pytest.mark.parametrize("shape", [(4, 3, 3, 2), (1, 3, 3, 2), (2, 3, 1, 1)])
+@pytest.mark.parametrize("shape", [(4, 3, 3, 2), (1, 3, 3, 2), (2, 3, 1, 2)])
 @pytest.mark.parametrize("of", ["student", "teacher", "both"])
 def test_zeros(of: str, shape: tuple[int, int, int, int], p: float) -> None:
     student, teacher = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -134,8 +134,10 @@ def test_zeros(of: str, shape: tuple[int, int, int, int], p: float) -> None:
     assert student.grad.isfinite().all()
 
 
-def test_one_pixel_has_no_loss() -> None:
-    assert loss_of(activations((3, 1, 1)), activations((5, 1, 1), seed=1)).item() == pytest.approx(0, abs=1e-12)
+def test_a_pair_of_one_pixel_adds_no_loss() -> None:
+    last = activations((3, 1, 1)).features
+    longer = [Activations(given.logits, given.features + last) for given in (STUDENT, TEACHER)]
+    assert loss_of(*longer).item() == pytest.approx(loss_of(STUDENT, TEACHER).item(), abs=1e-12)
 
 
 # 6. Surroundings
@@ -169,3 +171,8 @@ def test_compiled() -> None:
 def test_a_power_below_1_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match=f"expected `p` >= 1 and finite, got {p}"):
         loss_of(STUDENT, TEACHER, p=p)
+
+
+def test_maps_of_one_pixel_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected feature maps of more than one pixel, .* got 2 of one pixel"):
+        loss_of(activations((3, 1, 2), (3, 1, 1)), activations((5, 2, 1), (5, 1, 1)))

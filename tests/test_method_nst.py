@@ -137,7 +137,7 @@ def test_no_gradient_where_the_teacher_is_met(kernel: str) -> None:
 
 
 @each
-@pytest.mark.parametrize("shape", [(4, 6, 3, 2), (1, 6, 3, 2), (4, 6, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("shape", [(4, 6, 3, 2), (1, 6, 3, 2), (4, 6, 1, 2), (1, 1, 2, 1)])
 @pytest.mark.parametrize("silent", [slice(0, 1), slice(None)], ids=["one-channel", "all"])
 def test_silent_channels(kernel: str, shape: tuple[int, int, int, int], silent: slice) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -183,3 +183,9 @@ def test_compiled(kernel: str, case: tuple[Activations, Activations]) -> None:
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="expected `kernel` to be one of polynomial, linear, got 'gaussian'"):
         loss_of(*MANY_PIXELS, kernel="gaussian")
+
+
+@each
+def test_maps_of_one_pixel_alone_are_refused(kernel: str) -> None:
+    with pytest.raises(ValueError, match="expected feature maps of more than one pixel, .* got 1 of one pixel"):
+        loss_of(activations((3, 1, 1)), activations((5, 4, 4)), kernel=kernel)

@@ -1,7 +1,8 @@
 """ReviewKD: deeper features are fused into shallower ones, each fusion learns one level of the teacher.
 
 The loss is that of a slow transcription in NumPy, for maps that differ in channels, size and number; the context loss
-is 0 at equality and, for maps smaller than every grid, a plain mean square. The student, every fusion and its attention
+is 0 at equality and, for maps smaller than every grid, a plain mean square. With `preactivated` the student's maps are
+those before their activation. The student, every fusion and its attention
 get gradients. Odd shapes, a batch of one, zeros and half precision give finite numbers; compiling changes nothing.
 """
 
@@ -121,6 +122,22 @@ def test_student_and_all_fusions_learn():
         assert parameter.grad.abs().sum() > 0, name
     assert all(f.grad is not None for f in student.features)
     assert student.embedding.grad is not None
+
+
+def test_preactivated_takes_the_students_maps_before_their_activation():
+    plain = method(width=3)
+    early = ReviewKD(anatomy(STUDENT), anatomy(TEACHER), width=3, preactivated=True).double()
+    early.load_state_dict(plain.state_dict())
+    swapped = STUDENT._replace(features=STUDENT.preactivations)
+    assert early(STUDENT, TEACHER).item() == plain(swapped, TEACHER).item()
+    assert early(STUDENT, TEACHER).item() != pytest.approx(plain(STUDENT, TEACHER).item(), rel=1e-3)
+
+
+def test_preactivated_is_sized_by_what_it_takes():
+    given = STUDENT._replace(features=tuple(f[:, :2] for f in STUDENT.features))  # an activation that drops channels
+    early = ReviewKD(anatomy(given), anatomy(TEACHER), preactivated=True).double()
+    assert [fusion.enter[0].in_channels for fusion in early.fusions] == [5, 4, 3]
+    assert early(given, TEACHER).isfinite()
 
 
 def test_width_is_at_most_that_of_the_embedding():

@@ -143,6 +143,16 @@ def test_an_official_checkpoint_loads_and_gives_its_logits(name: str, tmp_path: 
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_a_published_classifier_that_is_a_convolution_loads(tmp_path: Path) -> None:
+    name = "mobilenet_v2_tiny"
+    state = official_models.draw(official_models.layout(name, 5), seed=5)
+    torch.save({"model": official_models.published(state)}, tmp_path / "best.pth")
+    model = build(name, 32).eval()
+    models.load_weights(model, tmp_path / "best.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(32)), forward(name, state, images(32)), rtol=1e-4, atol=1e-4)
+
+
 def test_vgg_pools_once_more_from_64_pixels() -> None:
     state = official_models.draw(official_models.layout("vgg8", 5), seed=4)
     for side in (32, 64):

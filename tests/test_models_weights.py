@@ -1,14 +1,16 @@
 """The contract of `models.load_weights`.
 
 Every accepted form loads to the bit: safetensors, both formats of torch, a run's folder, wrapper keys, the
-prefixes of data-parallel and compiled models. Weights that do not fit are refused with every difference
-listed, and a refusal leaves the model as it was. No file can run code, whatever it is called.
+prefixes of data-parallel and compiled models, 1x1 convolutions for linear layers. Weights that do not fit are
+refused with every difference listed, and a refusal leaves the model as it was. No file can run code, whatever
+it is called.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,33 @@ def test_half_precision_weights_are_cast(trained: nn.Module, tmp_path: Path) -> 
     loaded = model.get_parameter("head.weight")
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded, half["head.weight"].float())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_1x1_convolution_fits_a_linear_layer_and_nothing_else(wrapped: bool, tmp_path: Path) -> None:
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 2), nn.Embedding(4, 3))
+
+    torch.manual_seed(1)
+    path, source, model = tmp_path / "weights.pt", layers(), layers()
+    state = source.state_dict()
+    torch.save({**state, "0.weight": state["0.weight"][:, :, None, None]}, path)
+    models.load_weights(nn.ModuleDict({"module": model}) if wrapped else model, path)
+    assert same(source, model)
+    for name, shape, other in (
+        ("0.weight", (2, 3, 1, 2), "(2, 3)"),
+        ("0.weight", (2, 3, 1), "(2, 3)"),
+        ("0.weight", (3, 2, 1, 1), "(2, 3)"),
+        ("0.bias", (2, 1, 1), "(2,)"),
+        ("1.weight", (4, 3, 1, 1), "(4, 3)"),
+    ):
+        torch.save({**state, name: torch.zeros(shape)}, path)
+        with pytest.raises(ValueError, match=re.escape(f"other shape: {name} {shape} in the file, {other} in the mo")):
+            models.load_weights(model, path)
+    linear = nn.Linear(3, 2)
+    torch.save({"weight": torch.ones(2, 3, 1, 1), "bias": torch.ones(2)}, path)
+    models.load_weights(linear, path)
+    assert torch.equal(linear.weight, torch.ones(2, 3))
 
 
 def refuse(path: Path, kind: type[Exception]) -> str:

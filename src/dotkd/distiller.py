@@ -48,7 +48,7 @@ class Distiller:
         example: (N, ...) inputs to try both models on; needed by methods that look inside.
         targets: (M,) int64 labels of the training split; needed by methods that draw samples of other classes (CRD).
         teacher_learns: module paths of the teacher that stay trainable. They learn by a cross-entropy of the teacher's
-            own, ``acclimation_weight`` times, added to the task loss; the student still takes its logits as they are.
+            own, ``acclimation_weight`` times, added to the task loss; the student's losses do not reach them.
         checks: look at the values of targets and teacher logits that lie on a CPU. On other devices looking would make
             the host wait; there an optimizer of this library skips the step.
 
@@ -179,7 +179,7 @@ class Distiller:
         losses = {"task": self._cross_entropy(seen.logits, targets)}
         if self._learning:
             losses["task"] = losses["task"] + self._acclimation_weight * self._cross_entropy(taught.logits, targets)
-            taught = taught._replace(logits=taught.logits.detach())
+            taught = taught.detached()
         given: dict[str, Tensor | float | None] = {"target": targets, "index": index, "progress": progress}
         if self.objective.wants_strong:
             if strong is None:
@@ -218,7 +218,8 @@ class Distiller:
     def teacher_logits(self, inputs: Tensor, targets: Tensor | None = None, *, index: Tensor | None = None) -> Tensor:
         """The teacher's logits, (N, C), always in eval mode. Raises as calling the distiller does."""
         assert self.teacher is not None
-        self.teacher.eval()
+        if self.teacher.training:
+            self.teacher.eval()
         logits = logits_of(self._ask(self.teacher, inputs, targets))
         if self.checks and logits.device.type == "cpu":
             refuse_non_finite(logits, index)
@@ -226,7 +227,8 @@ class Distiller:
 
     def _observe_teacher(self, inputs: Tensor, targets: Tensor, index: Tensor | None) -> Activations:
         assert self.teacher is not None
-        self.teacher.eval()
+        if self.teacher.training:
+            self.teacher.eval()
         with torch.set_grad_enabled(bool(self._learning)):
             if self._observers:
                 seen = self._observers[1](inputs)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dotkd.config import Config
-from dotkd.methods.card import Card
 from dotkd.methods.objective import Objective
 from dotkd.optim import DOT, DOTAdamW, StreamAdamW, StreamOptimizer, StreamSGD
 
@@ -86,9 +85,9 @@ def weights(config: Config) -> tuple[float, float, float]:
     """
     if config.method == "none":
         return 1.0, 0.0, 0.0
-    card = Objective(config.method, options=config.method_options).card or Card("", "", "")
+    card = Objective(config.method, options=config.method_options).card
+    published = (card.task_weight, card.distill_weight, card.warmup_epochs) if card else (1.0, 1.0, 0.0)
     given = (config.task_weight, config.distill_weight, config.distill_warmup_epochs)
-    published = (card.task_weight, card.distill_weight, card.warmup_epochs)
     task, distill, warmup = (p if g is None else g for g, p in zip(given, published, strict=True))
     return task, distill, warmup
 

@@ -119,7 +119,9 @@ class Stepper:
             logits = logits_of(self._forward(batch.inputs))
             task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.label_smoothing)
             return {"task": task}, logits
-        index = batch.index.to(self._device, non_blocking=True)
+        index = None
+        if self.known is not None or self._distiller.objective.wants_index:
+            index = batch.index.to(self._device, non_blocking=True)
         return self._distiller.streams(
             batch.inputs,
             batch.targets,

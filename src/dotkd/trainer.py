@@ -43,8 +43,9 @@ class Trainer:
 
     The folder holds ``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``student.safetensors`` (the weights after
     the last epoch), ``student_val_selected.safetensors`` (after the epoch of the best validation accuracy),
-    ``student_ema.safetensors`` (with ``ema``), ``checkpoints/``, and ``teacher/``, a run folder of its own, where the
-    teacher was trained here. With ``method: none`` a teacher given by ``teacher_weights`` is only measured against.
+    ``student_ema.safetensors`` (with ``ema``), ``method.safetensors`` (what the method trained besides),
+    ``checkpoints/``, and ``teacher/``, a run folder of its own, where the teacher was trained here. With ``method:
+    none`` a teacher given by ``teacher_weights`` is only measured against.
 
     Args:
         out: the run folder.

@@ -135,7 +135,8 @@ def rehearse(plan: Plan) -> None:
     """
     from dotkd.trainer import Trainer
 
-    Trainer(plan.config, plan.out, resuming=True)
+    for cell in {cell.method: cell for cell in plan.cells}.values():
+        Trainer(_of_cell(plan.config, cell), plan.out, resuming=True)
 
 
 def make_jobs(plan: Plan) -> list[Job]:
@@ -199,15 +200,14 @@ def worst(endings: Iterable[Ending]) -> str | None:
 
 
 def _cell_config(plan: Plan, cell: Cell, seed: int) -> Config:
-    base = plan.config
-    weights = base.teacher_weights if plan.teacher is None else str(plan.teacher.resolve())
-    return base.replace(
-        method=cell.method,
-        method_options=base.method_options if cell.method == base.method else {},
-        trainer=cell.trainer,
-        seed=seed,
-        teacher_weights=weights,
-    )
+    weights = plan.config.teacher_weights if plan.teacher is None else str(plan.teacher.resolve())
+    return _of_cell(plan.config, cell).replace(seed=seed, teacher_weights=weights)
+
+
+def _of_cell(config: Config, cell: Cell) -> Config:
+    """The shared configuration with what the cell differs in."""
+    options = config.method_options if cell.method == config.method else {}
+    return config.replace(method=cell.method, method_options=options, trainer=cell.trainer)
 
 
 def _cores() -> int:

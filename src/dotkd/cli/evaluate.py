@@ -73,7 +73,8 @@ def find_weights(directory: Path, weights: Path) -> Path:
         if path.is_file():
             return path
     held = [str(path.relative_to(directory)) for kind in ("*.safetensors", "*.onnx") for path in directory.rglob(kind)]
-    held = sorted(name for name in held if not name.startswith("checkpoints"))
+    # Neither a checkpoint's, which come and go, nor the teacher's, which is a run of its own.
+    held = sorted(name for name in held if Path(name).parts[0] not in ("checkpoints", "teacher"))
     near = difflib.get_close_matches(str(weights), held, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; it holds {', '.join(held)}" if held else ""
     raise FileNotFoundError(f"there is no {weights}, nor is it in {directory}{hint}")

@@ -20,6 +20,9 @@ _NEEDS = {
     "embedding": "what the classifier receives",
 }
 
+# Columns of a terminal in which no line of the list is broken.
+_WIDE = 132
+
 
 class Option(NamedTuple):
     """An option of a method, for `method_options`; rule: what the docstring says of it."""
@@ -57,6 +60,8 @@ def methods(
     table = console.table(out, "name", "title", "paper, arXiv", "streams", "weights", "T")
     for column in table.columns[1:4]:
         column.justify = "left"
+    if out.width < _WIDE:  # the title gets the room, or 80 columns would break its words
+        table.columns[2].max_width, table.columns[3].max_width = len("Zagoruyko 2017"), len("nontarget")
     for key in METHODS:
         card = card_of(key)
         table.add_row(key, card.title, _short(card.paper), _streams(card), _weights(card), _temperature(card))

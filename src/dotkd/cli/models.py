@@ -41,6 +41,7 @@ def models(
     from dotkd.models.published import PUBLISHED
 
     table = console.table(out, "name", "parameters", "published", "classes", "input", "takes")
+    table.columns[0].no_wrap = True
     table.columns[5].justify = "left"
     for key in MODELS:
         published = PUBLISHED.get(key)
@@ -49,6 +50,7 @@ def models(
         sides = "x".join(str(side) for side in shape)
         table.add_row(key, f"{_count(key, classes, shape):,}", told, str(classes), sides, _takes(key))
     out.print(table)
+    console.say(out, "takes: the sides of pictures, in pixels")
     for form, package in _FORMS.items():
         console.say(out, f"{form}: a model of {package} ({_installed(package)})")
     console.say(out, "module:attr: a class or function of your own that makes an nn.Module, or a ready one")
@@ -105,7 +107,7 @@ def _takes(name: str) -> str:
         _build(name, _CLASSES, (3, 1, 1))
     except ValueError as error:
         stated = re.search(r"images of (.+?) pixels", str(error))
-        return f"{stated[1]} pixels" if stated else "signals"
+        return stated[1] if stated else "signals"
     try:
         _build(name, _CLASSES, (7,))
     except ValueError:

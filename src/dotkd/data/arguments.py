@@ -20,12 +20,12 @@ def check_name(argument: str, value: object, names: Sequence[str]) -> None:
         raise ValueError(f"expected `{argument}` to be {listed}, got '{value}'{hint(str(value), names)}")
 
 
-def check_whole(argument: str, value: object, *, least: int, unit: str = "") -> None:
+def check_whole(argument: str, value: object, *, least: int | None = None, unit: str = "") -> None:
     """Raises TypeError where `value` is no integer, ValueError where it is below `least`; unit: for the message."""
     # bool is an int to Python, yet `batch_size=True` is always a mistake.
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"expected `{argument}` to be an integer, got {value!r} ({type(value).__name__})")
-    if value < least:
+    if least is not None and value < least:
         raise ValueError(f"expected `{argument}` of at least {least}{unit}, got {value}")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dotkd.data import draws
-from dotkd.data.arguments import check_name, check_number, check_whole
+from dotkd.data.arguments import check_name, check_number, check_whole, hint
 from dotkd.data.augment import AUGMENTATIONS, Augment, mirror_as_drawn
 from dotkd.data.dataset import Dataset, Split, SplitName, taken, to_unit
 from dotkd.data.mixing import Mix, draw_mixture, mix_inputs, mix_targets
@@ -89,6 +89,7 @@ def batches(
     _check_views(dataset, samples, augment, mix, mix_alpha, strong)
     check_whole("epoch", epoch, least=0)
     check_whole("seed", seed, least=0)
+    check_whole("start", start)
     if not 0 <= start <= count:
         raise ValueError(f"expected `start` in 0..{count}, the number of batches, got {start}")
 
@@ -187,7 +188,8 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _split(dataset: Dataset, split: SplitName) -> Split:
     if split not in get_args(SplitName):
-        raise ValueError(f"expected `split` to be one of {', '.join(get_args(SplitName))}, got '{split}'")
+        names = get_args(SplitName)
+        raise ValueError(f"expected `split` to be one of {', '.join(names)}, got '{split}'{hint(split, names)}")
     found: Split | None = getattr(dataset, split)
     if found is None:
         raise ValueError(

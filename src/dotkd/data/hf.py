@@ -186,9 +186,7 @@ def _chosen(
         if wanted in features:
             return wanted
         listed = ", ".join(features)
-        raise ValueError(
-            f"hf:{name}: expected {kind}= to be one of {listed}, got '{wanted}'{hint(wanted, features)}"
-        )
+        raise ValueError(f"hf:{name}: expected {kind}= to be one of {listed}, got '{wanted}'{hint(wanted, features)}")
     if len(candidates) > 1:
         candidates = [column for column in candidates if column in usual]
     if len(candidates) == 1:

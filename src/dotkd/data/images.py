@@ -48,9 +48,9 @@ _BLOCK = 8  # images a task: fewer cost overhead, more leave threads without wor
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The formats read, by Pillow's names."""
+    """The formats read, by Pillow's names: the usual ones first, as it tries one after the other."""
     Image.init()
-    return tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
+    return tuple(sorted(set(Image.OPEN) - _NOT_DECODED, key=lambda form: (form not in ("JPEG", "PNG"), form)))
 
 
 @functools.cache

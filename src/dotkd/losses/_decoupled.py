@@ -79,10 +79,3 @@ def check_target(target: Tensor, shape: tuple[int, ...]) -> None:
     if low < 0 or high >= shape[-1]:
         wrong = low if low < 0 else high
         raise ValueError(f"expected `target` in [0, {shape[-1]}), the number of classes, got {wrong}")
-
-
-def check_weights(**weights: float) -> None:
-    """Refuse a weight that is negative or not finite."""
-    for name, weight in weights.items():
-        if not 0.0 <= weight < math.inf:
-            raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")

@@ -7,6 +7,8 @@ cancels at high temperature.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,6 +45,13 @@ def prepare(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
             f"expected `temperature` > 0 and finite, its square in the range of {dtype}, got {temperature}"
         )
     return student_logits.to(dtype), teacher_logits.to(dtype)
+
+
+def check_weights(**weights: float) -> None:
+    """Refuse a weight that is negative or not finite."""
+    for name, weight in weights.items():
+        if not 0.0 <= weight < math.inf:
+            raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")
 
 
 def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:

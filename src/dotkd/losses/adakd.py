@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dotkd.losses._decoupled import check_weights
-from dotkd.losses._divergence import log_probabilities, prepare
+from dotkd.losses._divergence import check_weights, log_probabilities, prepare
 from dotkd.losses.jsd import divergence
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dotkd.losses._decoupled import check_weights
-from dotkd.losses._divergence import kl_divergence, log_probabilities, mean_times_squared
+from dotkd.losses._divergence import check_weights, kl_divergence, log_probabilities, mean_times_squared
 from dotkd.losses._views import prepare_views
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dotkd.losses._decoupled import check_target, check_weights, halves
-from dotkd.losses._divergence import log_probabilities, mean_times_squared, prepare
+from dotkd.losses._decoupled import check_target, halves
+from dotkd.losses._divergence import check_weights, log_probabilities, mean_times_squared, prepare
 
 
 def deepkd(

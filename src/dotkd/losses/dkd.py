@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dotkd.losses._decoupled import check_target, check_weights, halves
-from dotkd.losses._divergence import mean_times_squared, prepare
+from dotkd.losses._decoupled import check_target, halves
+from dotkd.losses._divergence import check_weights, mean_times_squared, prepare
 
 
 def dkd(

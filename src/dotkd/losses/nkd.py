@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dotkd.losses._decoupled import check_target, check_weights, split
-from dotkd.losses._divergence import log_probabilities, prepare
+from dotkd.losses._decoupled import check_target, split
+from dotkd.losses._divergence import check_weights, log_probabilities, prepare
 
 
 def nkd(

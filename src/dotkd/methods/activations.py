@@ -45,6 +45,15 @@ class Activations(NamedTuple):
     preactivations: tuple[Tensor, ...] = ()
     embedding: Tensor = torch.empty(0)
 
+    def detached(self) -> Activations:
+        """The same, out of which no gradient flows."""
+        return Activations(
+            self.logits.detach(),
+            tuple(maps.detach() for maps in self.features),
+            tuple(maps.detach() for maps in self.preactivations),
+            self.embedding.detach(),
+        )
+
 
 class Anatomy(NamedTuple):
     """The shapes of `Activations` without the batch, for a method to size its projectors by.
@@ -110,6 +119,8 @@ class Observer:
         trace = _trace(model, example)
         if wants_maps:
             for point in self.points:
+                if point not in trace.outputs:
+                    raise ValueError(f"expected the {role}'s `{point}` to give a feature map, but it gave no tensor")
                 model.get_submodule(point).register_forward_hook(self._keep_output(point))
         if "preactivations" in needs:
             self._hook_preactivations(trace, role, declared=() if points else declared_activations(model))
@@ -201,11 +212,10 @@ class _Trace(NamedTuple):
         return not bool((self.outputs[point] < 0).any())
 
     def classifier(self) -> nn.Linear | None:
-        for path in reversed(self.calls):
-            module = self.model.get_submodule(path)
-            if isinstance(module, nn.Linear):
-                return module
-        return None
+        """The last module with weights of its own, if it is linear: an earlier one is a layer like any other."""
+        weighted = (module for path in reversed(self.calls) if (module := self.model.get_submodule(path))._parameters)
+        last = next(weighted, None)
+        return last if isinstance(last, nn.Linear) else None
 
 
 def _trace(model: nn.Module, example: Tensor) -> _Trace:

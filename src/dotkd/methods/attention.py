@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
-from dotkd.methods.pairing import lifted, paired, same_size
+from dotkd.methods.pairing import lifted, paired, refuse_one_place, same_size
 
 
 class AT(nn.Module):
@@ -27,6 +27,9 @@ class AT(nn.Module):
 
     Args:
         p: power of the activations, >= 1: below, the gradient at an activation of 0 is infinite.
+
+    Raises:
+        ValueError: `p` outside its rule, or no pair of maps of more than one pixel: all others agree.
     """
 
     card = Card(
@@ -41,6 +44,7 @@ class AT(nn.Module):
         super().__init__()
         if not 1 <= p < math.inf:
             raise ValueError(f"expected `p` >= 1 and finite, got {p}")
+        refuse_one_place(student.features, teacher.features)
         self.p = p
 
     def forward(self, student: Activations, teacher: Activations) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dotkd.losses._divergence import kl_divergence, log_probabilities
+from dotkd.losses._divergence import check_weights, kl_divergence, log_probabilities
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
 from dotkd.methods.pairing import lifted
@@ -97,13 +97,13 @@ class CORSD(nn.Module):
     ) -> None:
         super().__init__()
         if len(student.features) < 2:
-            raise ValueError(f"expected a student with at least 2 feature maps, got {len(student.features)}")
+            raise ValueError(
+                f"expected at least 2 feature maps of the student, which CORSD compares, got {len(student.features)}"
+            )
         if student.logits < 2:
             raise ValueError(f"expected at least 2 classes, got {student.logits}")
-        weights = {"alpha": alpha, "beta": beta, "gamma": gamma, "same": same, "other": other}
-        for name, weight in (weights | {"same_kd": same_kd, "other_kd": other_kd, "margin": margin}).items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")
+        check_weights(alpha=alpha, beta=beta, gamma=gamma, margin=margin)
+        check_weights(same=same, other=other, same_kd=same_kd, other_kd=other_kd)
         if not 0 < temperature < math.inf:
             raise ValueError(f"expected `temperature` > 0 and finite, got {temperature}")
         if not 0 <= decay < 1:

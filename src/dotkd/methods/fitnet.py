@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.batch_norm import BatchNorm
 from dotkd.methods.card import Card
-from dotkd.methods.pairing import lifted, paired, same_size
-
-Shape = tuple[int, int, int]
+from dotkd.methods.pairing import Shape, lifted, paired, same_size
 
 
 class FitNet(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
-from dotkd.methods.pairing import lifted, paired, same_size
+from dotkd.methods.pairing import lifted, paired, refuse_one_place, same_size
 
 Kernel = Literal["polynomial", "linear"]
 
@@ -38,7 +38,7 @@ class NST(nn.Module):
         kernel: "polynomial" or "linear".
 
     Raises:
-        ValueError: another kernel.
+        ValueError: another kernel, or no pair of maps of more than one pixel: in others f has no gradient.
     """
 
     card = Card(
@@ -53,6 +53,7 @@ class NST(nn.Module):
         super().__init__()
         if kernel not in get_args(Kernel):
             raise ValueError(f"expected `kernel` to be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
+        refuse_one_place(student.features, teacher.features)
         self.kernel: Kernel = kernel
 
     def forward(self, student: Activations, teacher: Activations) -> Tensor:

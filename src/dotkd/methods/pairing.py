@@ -10,12 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
+Shape = tuple[int, int, int]
 
 
 def paired(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
     """The deepest with the deepest, and so on towards the input; what the longer sequence has more is left out."""
     count = min(len(student), len(teacher))
     return list(zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True))
+
+
+def refuse_one_place(student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
+    """Raise ValueError where all pairs of (C, H, W) are compared at one pixel, for methods that compare pixels."""
+    sizes = [(min(s[1], t[1]), min(s[2], t[2])) for s, t in paired(student, teacher)]
+    if all(size == (1, 1) for size in sizes):
+        raise ValueError(
+            "expected feature maps of more than one pixel, for this method compares where in the picture they are "
+            f"active, got {len(sizes)} of one pixel"
+        )
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

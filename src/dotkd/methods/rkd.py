@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dotkd.losses._divergence import check_weights
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
 from dotkd.methods.pairing import lifted
@@ -52,9 +51,7 @@ class RKD(nn.Module):
         self, student: Anatomy, teacher: Anatomy, *, distance_weight: float = 25.0, angle_weight: float = 50.0
     ) -> None:
         super().__init__()
-        for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")
+        check_weights(distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

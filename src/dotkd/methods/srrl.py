@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dotkd.losses._divergence import check_weights
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.batch_norm import BatchNorm
 from dotkd.methods.card import Card
@@ -50,9 +49,7 @@ class SRRL(nn.Module):
         self, student: Anatomy, teacher: Anatomy, *, alpha: float = 1.0, beta: float = 1.0, rectify: bool = True
     ) -> None:
         super().__init__()
-        for name, weight in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"expected `{name}` >= 0 and finite, got {weight}")
+        check_weights(alpha=alpha, beta=beta)
         if teacher.classify is None:
             raise ValueError("expected a teacher with a linear classifier at its end, which this method trains through")
         self.alpha, self.beta = alpha, beta

@@ -6,14 +6,15 @@ from torch import nn
 
 
 def he_convolutions(model: nn.Module) -> None:
-    """Draw every 2d convolution of `model` from N(0, 2 / (k^2 out)), its bias from 0 (He et al., equation 14).
+    """Draw every convolution of `model` from N(0, 2 / (k^d out)), its bias from 0 (He et al., equation 14).
 
-    k is the kernel's width and `out` its number of filters: the variance that keeps the size of the gradients on
-    their way back. A depthwise convolution counts all filters, as the published code of these networks does, though
-    only one of them meets each channel. Normalisation layers start, as torch's own do, from 1 and 0.
+    k is the kernel's width, d the number of dimensions (1 or 2) and `out` the number of filters: the variance that
+    keeps the size of the gradients on their way back. A depthwise convolution counts all filters, as the published
+    code of these networks does, though only one of them meets each channel. Normalisation layers start, as torch's
+    own do, from 1 and 0.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dotkd.models.arguments import check_shape, check_whole
+from dotkd.models.initial import he_convolutions
 from dotkd.models.norms import Norm, check_norm, make_norm
 
 Dims = Literal[1, 2]
@@ -105,11 +106,7 @@ class ResNet(nn.Module):
                 inner = width * factor
             self.stages.append(stage)
         self.head = nn.Linear(inner, num_classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        he_convolutions(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of inputs (N, channels, *size)."""

@@ -60,7 +60,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     held = model.state_dict(keep_vars=True)
     key_of = {name: key for key, name in _plain_names(held).items() if isinstance(held[key], Tensor)}
     wanted: dict[str, Tensor] = {name: held[key] for name, key in key_of.items()}
-    stored = _as_linear(stored, wanted, [name for name, key in key_of.items() if _is_linear_weight(model, key)])
+    linear = _linear_weights(model)
+    stored = _as_linear(stored, wanted, [name for name, key in key_of.items() if key in linear])
     problems = _differences(stored, wanted)
     if problems and is_transformers(model):
         # Files of transformers have the names of its first versions, whatever the modules are called by now.
@@ -195,9 +196,9 @@ def _differences(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     return problems
 
 
-def _is_linear_weight(model: nn.Module, key: str) -> bool:
-    path, _, name = key.rpartition(".")
-    return name == "weight" and isinstance(model.get_submodule(path), nn.Linear)
+def _linear_weights(model: nn.Module) -> set[str]:
+    layers = (path for path, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.Linear))
+    return {f"{path}.weight" if path else "weight" for path in layers}
 
 
 def _as_linear(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], linear: Iterable[str]) -> dict[str, Tensor]:
