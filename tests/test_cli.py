@@ -327,7 +327,7 @@ def test_a_method_that_does_not_fit_the_models_is_told_before_anything_is_run(so
     refused(
         *words, "kd,corsd", one, message="expected at least 2 feature maps of the student, which CORSD compares, got 1"
     )
-    refused(*words, "kd,at", message="expected feature maps of more than one pixel")
+    refused(*words, "kd,at", message="expected feature maps of more than one pixel, for AT compares")
     assert not (tmp_path / "c").exists()
 
 

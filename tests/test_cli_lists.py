@@ -9,13 +9,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from dotkd.cli import app
+from dotkd.cli import app, console
 from dotkd.cli.methods import options_of
 from dotkd.config import Config
 from dotkd.losses import dkd
@@ -196,6 +198,24 @@ def test_one_model_is_told_with_its_options():
     assert "  width=16\n" in text
     assert "feature maps: stages.0, stages.1, stages.2" in text
     assert "options: it has none" in printed("models", "vgg8")
+
+
+@pytest.mark.parametrize(
+    ("verb", "whole"),
+    [
+        ("methods", ["Consistency-regularised", "Zagoruyko 2017", "nontarget", "1, 30000"]),
+        ("models", ["mobilenet_v2_cifar", "14,728,266", "3x224x224", "at least 64"]),
+        ("recipes", ["cifar100-resnet32x4-shufflenetv2-crd-dot", "not measured"]),
+    ],
+)
+def test_the_lists_fit_80_columns_without_a_broken_word(verb, whole, monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, width=80, force_terminal=True, color_system=None, highlight=False, markup=False)
+    monkeypatch.setattr(console, "results", lambda: terminal)
+    printed(verb)
+    lines = [line for line in shown.getvalue().splitlines() if line.startswith(" ")]  # the table alone
+    assert max(len(line) for line in lines) <= 80
+    assert all(any(word in line for line in lines) for word in whole)
 
 
 @pytest.mark.parametrize(

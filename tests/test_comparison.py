@@ -266,3 +266,17 @@ def test_folders_and_table_agree(tmp_path: Path):
     (row,) = make_rows(make_cells(["kd"], ["sgd"]), runs)
     assert row.val_selected.mean == pytest.approx(0.91)
     assert row.seconds.mean == 12.5
+
+
+def test_what_is_said_of_the_first_method_is_not_said_of_the_others(tmp_path):
+    from dotkd.cli.campaign import make_jobs, make_plan
+
+    changes = ["temperature=2", "task_weight=0.5", "distill_weight=0.5", "teacher_weights=x"]
+    plan = make_plan("digits", changes, trainers="sgd", methods="kd,at,none", seeds=1, out=tmp_path)
+    found = {job.config["method"]: job.config for job in make_jobs(plan)}
+    keys = ("temperature", "task_weight", "distill_weight")
+    assert {method: [config[key] for key in keys] for method, config in found.items()} == {
+        "kd": [2.0, 0.5, 0.5],
+        "at": [None, None, None],
+        "none": [2.0, 0.5, 0.5],
+    }

@@ -202,7 +202,11 @@ CONTRADICTIONS = [
     (["schedule=step"], "milestones: expected at least one with schedule step, got []"),
     (["schedule=step", "milestones=[3, 3]"], "milestones: expected increasing epochs, got [3, 3]"),
     (["schedule=step", "milestones=[9, 3]"], "milestones: expected increasing epochs, got [9, 3]"),
-    (["schedule=step", "milestones=[40]"], "milestones: expected epochs < 40 (epochs), got [40]"),
+    (
+        ["schedule=step", "milestones=[40]"],
+        "milestones: expected epochs < 40 (epochs), got [40]; give others, or schedule=constant milestones=[]",
+    ),
+    (["method=at", "temperature=4"], "temperature: expected null with method at, which has none, got 4.0"),
     (["warmup_epochs=40"], "warmup_epochs: expected a number < 40 (epochs), got 40.0"),
     (["image_size=32"], "image_size: expected null with data mnist1d, got 32"),
     (

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from dotkd.cli import app
 from dotkd.config import Config, ConfigError
+from dotkd.methods import card_of, find
 from dotkd.recipes import RECIPES
 from dotkd.recipes.mdistiller import translate
 from dotkd.recipes.mdistiller_keys import METHODS
@@ -95,6 +97,12 @@ def test_each_method_with_its_defaults(case, translated):
     assert (found.method, found.task_weight, found.method_options) == (method, task, options)
     assert found.distill_weight == distill
     assert {key: getattr(found, key) for key in more} == more
+    # What is published is also what the method has by itself.
+    card, own = card_of(method), inspect.signature(find(method)).parameters
+    rising = more.get("distill_warmup_epochs", 0)
+    assert (card.task_weight, card.distill_weight, card.warmup_epochs) == (task, distill or 1, rising)
+    assert card.temperature == more.get("temperature")
+    assert all(own[name].default == value for name, value in options.items() if name != "hint")  # by the number of maps
 
 
 def test_every_method_of_theirs_has_a_case():
@@ -152,6 +160,7 @@ def test_a_data_set_of_your_own_needs_its_path(translated, tmp_path):
 
 def test_stages_after_the_last_epoch_never_come(translated):
     assert list(translated(f"{PAIR}\nSOLVER: {{EPOCHS: 160}}").milestones) == [150]
+    assert list(translated(f"{PAIR}\nSOLVER: {{EPOCHS: 180}}").milestones) == [150]
     short = translated(f"{PAIR}\nSOLVER: {{EPOCHS: 100}}")
     assert (short.schedule, list(short.milestones)) == ("constant", [])
 
@@ -162,8 +171,8 @@ def test_text_that_is_a_number_there_is_one_here(translated):
 
 
 def test_changes_count_after_the_file(translated):
-    found = translated(PAIR + SOLVER, "lr=0.1", "trainer=sgd", "method=at", "method_options.p=4")
-    assert (found.lr, found.trainer, found.method, found.method_options) == (0.1, "sgd", "at", {"p": 4})
+    found = translated(PAIR + SOLVER, "lr=0.1", "trainer=sgd", "method=dkd", "method_options.beta=4")
+    assert (found.lr, found.trainer, found.method, found.method_options) == (0.1, "sgd", "dkd", {"beta": 4})
 
 
 def test_every_mistake_is_told_at_once_with_the_nearest_name(problems):

@@ -174,5 +174,5 @@ def test_a_power_below_1_is_refused(p: float) -> None:
 
 
 def test_maps_of_one_pixel_alone_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected feature maps of more than one pixel, .* got 2 of one pixel"):
+    with pytest.raises(ValueError, match=r"expected feature maps of more than one pixel, .* got 2 of one pixel"):
         loss_of(activations((3, 1, 2), (3, 1, 1)), activations((5, 2, 1), (5, 1, 1)))

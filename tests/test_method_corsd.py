@@ -227,7 +227,9 @@ def test_options_outside_their_rule_are_refused(options, message):
 
 
 def test_one_point_or_one_class_is_refused():
-    with pytest.raises(ValueError, match="expected at least 2 feature maps of the student, which CORSD compares, got 1"):
+    with pytest.raises(
+        ValueError, match="expected at least 2 feature maps of the student, which CORSD compares, got 1"
+    ):
         method(activations((2, 4, 4)))
     with pytest.raises(ValueError, match="expected at least 2 classes, got 1"):
         method(activations(*SHAPES, classes=1))

@@ -187,5 +187,5 @@ def test_an_unknown_kernel_is_refused() -> None:
 
 @each
 def test_maps_of_one_pixel_alone_are_refused(kernel: str) -> None:
-    with pytest.raises(ValueError, match="expected feature maps of more than one pixel, .* got 1 of one pixel"):
+    with pytest.raises(ValueError, match=r"expected feature maps of more than one pixel, .* got 1 of one pixel"):
         loss_of(activations((3, 1, 1)), activations((5, 4, 4)), kernel=kernel)

@@ -16,7 +16,7 @@ import torch
 from dotkd import models
 from dotkd.config import Config, ConfigError
 from dotkd.config_teacher import teacher_config
-from dotkd.recipes import RECIPES
+from dotkd.recipes import RECIPES, row
 from dotkd.trainer import Trainer
 
 CIFAR = {"epochs": 240, "batch_size": 64, "milestones": (150, 180, 210), "weight_decay": 5e-4, "delta": 0.075}
@@ -131,6 +131,13 @@ def test_a_teacher_alone_is_trained_as_the_recipes_would_train_it(name, paper):
             )
             keys += ("schedule", "momentum", "weight_decay", "augment", "validation", "label_smoothing")
             assert {k: getattr(alone, k) for k in keys} == {k: getattr(trained, k) for k in keys}
+
+
+def test_a_teacher_alone_has_the_learning_rate_of_teachers():
+    by_students = config("cifar100-resnet32x4-shufflenetv2-kd-dot")
+    assert (by_students.lr, by_students.teacher_lr) == (0.01, 0.05)
+    assert row.teacher("alone", by_students, None, {})["alone"].config.lr == 0.05
+    assert row.teacher("alone", by_students.replace(teacher_lr=None), None, {})["alone"].config.lr == 0.01
 
 
 @pytest.mark.parametrize("name", RECIPES)

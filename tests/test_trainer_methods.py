@@ -233,6 +233,19 @@ def test_features_of_several_teachers_are_refused(tmp_path):
         Trainer(config, tmp_path / "run")
 
 
+def test_a_pretrained_teacher_is_taken_as_it_comes(tmp_path):
+    config = tiny(vectors(tmp_path), teacher="tiny_runs:pretrained", teacher_epochs=0, trainer="dot")
+    trainer = Trainer(config, tmp_path / "run")
+    before = trainer.teacher.head.weight.clone()
+    assert trainer.fit()["status"] == "done"
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert torch.equal(trainer.teacher.head.weight, before)
+    for changes, name in (({"teacher": "mlp"}, "hidden"), ({"teacher_options": {"fresh_head": True}}, "head")):
+        with pytest.raises(ValueError, match=rf"teacher_epochs 0 takes the teacher as it comes, but `{name}[\w.]*` of"):
+            Trainer(config.replace(**changes), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_student_learns_from_its_own_average(tmp_path):
     config = tiny(vectors(tmp_path), teacher="self", ema=0.9, trainer="dot", log_every=1)
     trainer = Trainer(config, tmp_path / "run")

@@ -131,6 +131,17 @@ def dropout(num_classes, input_shape):
     return Net(math.prod(input_shape), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), classes=num_classes)
 
 
+def pretrained(num_classes, input_shape, fresh_head=False):
+    """As a library makes a model with its weights loaded; with `fresh_head` for another number of classes."""
+    model = Net(math.prod(input_shape), nn.Tanh(), classes=num_classes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not (fresh_head and name.startswith("head")):
+                p.copy_(torch.randn(p.shape, generator=generator))
+    return model
+
+
 class Double(Net):
     def __init__(self, features: int, *between: nn.Module, classes: int = CLASSES) -> None:
         super().__init__(features, *between, classes=classes)

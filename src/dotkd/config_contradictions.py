@@ -17,19 +17,6 @@ TWO_MOMENTA = ("dot", "dot-normalized", "sgd-matched", "dot-adamw")
 APART = (*TWO_MOMENTA, "deepkd")
 ADAMW = ("adamw", "dot-adamw")
 TEACHER_INPUT = ("image_size", "mean", "std", "num_classes", "classes")
-# What methods are given by the run rather than by options.
-FROM_THE_RUN = (
-    "student_logits",
-    "teacher_logits",
-    "student_strong",
-    "teacher_strong",
-    "target",
-    "targets",
-    "index",
-    "mask",
-    "progress",
-    "temperature",
-)
 MORE_TEACHERS = ("model", "weights", "options", "input", "share")
 
 
@@ -122,7 +109,8 @@ def _schedule(config: Config) -> Iterator[tuple[set[str], str]]:
     elif milestones != sorted(set(milestones)):
         yield {"milestones"}, f"milestones: expected increasing epochs, got {given}"
     elif milestones[-1] >= config.epochs:
-        yield {"milestones", "epochs"}, f"milestones: expected epochs < {config.epochs} (epochs), got {given}"
+        text = f"milestones: expected epochs < {config.epochs} (epochs), got {given}; give others, or schedule=constant"
+        yield {"milestones", "epochs"}, f"{text} milestones=[]"
     if config.warmup_epochs >= config.epochs:
         text = f"warmup_epochs: expected a number < {config.epochs} (epochs), got {config.warmup_epochs}"
         yield {"warmup_epochs", "epochs"}, text
@@ -168,7 +156,7 @@ def _names(config: Config) -> Iterator[tuple[set[str], str]]:
 
 
 def _method(config: Config) -> Iterator[tuple[set[str], str]]:
-    from dotkd.methods import METHODS, find
+    from dotkd.methods import GIVEN, METHODS, find
 
     if ":" in config.method:  # the user's own is imported when it is built
         return
@@ -184,13 +172,16 @@ def _method(config: Config) -> Iterator[tuple[set[str], str]]:
     keys, wrong = {"method", "method_options"}, False
     method: Any = find(config.method)
     parameters = inspect.signature(method).parameters
-    known = {n: p.default for n, p in parameters.items() if p.default is not p.empty and n not in FROM_THE_RUN}
+    known = {n: p.default for n, p in parameters.items() if p.default is not p.empty and n not in GIVEN}
     called = inspect.signature(getattr(method, "forward", method)).parameters
     if config.mix != "none" and "target" in called:
         text = (
             f"mix: expected none with method {config.method}, which needs samples of one class, got {shown(config.mix)}"
         )
         yield {"mix", "method"}, text
+    if config.temperature is not None and "temperature" not in parameters:
+        text = f"temperature: expected null with method {config.method}, which has none, got {config.temperature}"
+        yield {"temperature", "method"}, text
     for name, value in config.method_options.items():
         if name not in known:
             takes = f"its options: {', '.join(known)}" if known else "it has none"

@@ -38,6 +38,7 @@ LOGS = "logs"
 TEACHER = "teacher"
 # What cells differ in by design; every other key must be equal in all runs of a comparison.
 _OF_A_CELL = ("method", "trainer")
+_OF_A_METHOD = ("task_weight", "distill_weight", "distill_warmup_epochs", "temperature")
 
 
 class Plan(NamedTuple):
@@ -207,7 +208,9 @@ def _cell_config(plan: Plan, cell: Cell, seed: int) -> Config:
 def _of_cell(config: Config, cell: Cell) -> Config:
     """The shared configuration with what the cell differs in."""
     options = config.method_options if cell.method == config.method else {}
-    return config.replace(method=cell.method, method_options=options, trainer=cell.trainer)
+    # What is said of the first method's loss says nothing of another's.
+    other = {} if cell.method in (config.method, NO_DISTILLATION) else dict.fromkeys(_OF_A_METHOD)
+    return config.replace(**other, method=cell.method, method_options=options, trainer=cell.trainer)
 
 
 def _cores() -> int:

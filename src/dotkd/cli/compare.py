@@ -34,7 +34,8 @@ def compare(
 ) -> None:
     """Compare trainers over seeds.
 
-    Trains the student with each trainer, method and seed; reports means, intervals and paired tests.
+    Trains the student with each trainer, method and seed; reports means, intervals and paired tests. Temperature, loss
+    weights and method_options are those of the first method; the others have their published ones.
     One teacher is trained and shared. The same command again skips what is finished and continues the rest.
     """
     from dotkd.cli.campaign import make_plan

@@ -101,15 +101,14 @@ def as_markdown() -> str:
 
 def options_of(name: str) -> list[Option]:
     """The options of a method, from its signature."""
-    from dotkd.config_contradictions import FROM_THE_RUN
-    from dotkd.methods import find
+    from dotkd.methods import GIVEN, find
 
     method = find(name)
     rules = _documented(method)
     return [
         Option(key, str(parameter.default), rules.get(key, ""))
         for key, parameter in inspect.signature(method).parameters.items()
-        if parameter.default is not parameter.empty and key not in FROM_THE_RUN
+        if parameter.default is not parameter.empty and key not in GIVEN
     ]
 
 

@@ -21,7 +21,10 @@ from typing import Any
 from dotkd.methods.card import Card
 from dotkd.methods.logits import LOGIT_CARDS
 
-__all__ = ["METHODS", "Card", "card_of", "find"]
+__all__ = ["GIVEN", "METHODS", "Card", "card_of", "find"]
+
+# What a method is given by the run, where its signature names it; its other keywords are options.
+GIVEN = ("target", "targets", "student_strong", "teacher_strong", "index", "progress", "mask", "temperature")
 
 # Name -> where it is. Imported when asked for.
 METHODS: dict[str, str] = {name: f"dotkd.losses:{name}" for name in LOGIT_CARDS} | {

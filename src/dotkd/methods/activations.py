@@ -212,10 +212,14 @@ class _Trace(NamedTuple):
         return not bool((self.outputs[point] < 0).any())
 
     def classifier(self) -> nn.Linear | None:
-        """The last module with weights of its own, if it is linear: an earlier one is a layer like any other."""
-        weighted = (module for path in reversed(self.calls) if (module := self.model.get_submodule(path))._parameters)
-        last = next(weighted, None)
-        return last if isinstance(last, nn.Linear) else None
+        """The last module with weights, if it is linear: an earlier one is a layer like any other."""
+        for path in reversed(self.calls):
+            module = self.model.get_submodule(path)
+            if isinstance(module, nn.Linear):
+                return module
+            if next(module.parameters(recurse=False), None) is not None:
+                return None
+        return None
 
 
 def _trace(model: nn.Module, example: Tensor) -> _Trace:

@@ -44,7 +44,7 @@ class AT(nn.Module):
         super().__init__()
         if not 1 <= p < math.inf:
             raise ValueError(f"expected `p` >= 1 and finite, got {p}")
-        refuse_one_place(student.features, teacher.features)
+        refuse_one_place(student.features, teacher.features, "AT")
         self.p = p
 
     def forward(self, student: Activations, teacher: Activations) -> Tensor:

@@ -53,7 +53,7 @@ class NST(nn.Module):
         super().__init__()
         if kernel not in get_args(Kernel):
             raise ValueError(f"expected `kernel` to be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
-        refuse_one_place(student.features, teacher.features)
+        refuse_one_place(student.features, teacher.features, "NST")
         self.kernel: Kernel = kernel
 
     def forward(self, student: Activations, teacher: Activations) -> Tensor:

@@ -9,14 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dotkd.methods import METHODS, Card, card_of, find
+from dotkd.methods import GIVEN, METHODS, Card, card_of, find
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.own_code import find_own
 
 Method = str | Callable[..., Any]
-
-# A function's options are its keywords but these, which each call or the run's configuration gives.
-_GIVEN = ("target", "student_strong", "teacher_strong", "index", "progress", "temperature")
 
 
 class Objective:
@@ -42,7 +39,7 @@ class Objective:
         self.teacherless = bool(getattr(self._made, "teacherless", False))
         self._options = dict(options or {})
         built = inspect.signature(self._made).parameters
-        known = {name: p for name, p in built.items() if name not in ("targets", *_GIVEN)}
+        known = {name: p for name, p in built.items() if name not in GIVEN}
         for name in self._options:
             nearest_or_refuse("option", name, list(known)[2:])
         if self.looks_inside:
@@ -119,4 +116,4 @@ def _card(method: Method) -> Card | None:
 
 
 def _named(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(name for name in inspect.signature(function).parameters if name in _GIVEN) - {"temperature"}
+    return frozenset(name for name in inspect.signature(function).parameters if name in GIVEN) - {"temperature"}

@@ -19,12 +19,12 @@ def paired(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
     return list(zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True))
 
 
-def refuse_one_place(student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
+def refuse_one_place(student: Sequence[Shape], teacher: Sequence[Shape], method: str) -> None:
     """Raise ValueError where all pairs of (C, H, W) are compared at one pixel, for methods that compare pixels."""
     sizes = [(min(s[1], t[1]), min(s[2], t[2])) for s, t in paired(student, teacher)]
     if all(size == (1, 1) for size in sizes):
         raise ValueError(
-            "expected feature maps of more than one pixel, for this method compares where in the picture they are "
+            f"expected feature maps of more than one pixel, for {method} compares where in the picture they are "
             f"active, got {len(sizes)} of one pixel"
         )
 
