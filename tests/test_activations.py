@@ -84,6 +84,8 @@ def test_the_model_is_left_as_it_was_and_nothing_is_kept(inputs):
     observer = Observer(model, "student", EVERYTHING, example=inputs)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(inputs)  # a pass of somebody else
+    assert not observer._seen
     kept = weakref.ref(observer(inputs).features[0])
     gc.collect()
     assert kept() is None

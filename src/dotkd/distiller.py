@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dotkd.methods.activations import Activations, Observer, logits_of
-from dotkd.methods.card import Need
 from dotkd.methods.objective import Method, Objective, nearest_or_refuse
 from dotkd.teachers import Ensemble
 
@@ -92,7 +91,7 @@ class Distiller:
                 raise ValueError(f"expected one teacher for method {method!r}, which looks inside it, got several")
             if example is None:
                 raise ValueError(f"expected `example` inputs for method {method!r}, which looks inside the models")
-            needs: tuple[Need, ...] = self.objective.card.needs if self.objective.card else ("features", "embedding")
+            needs = self.objective.needs
             seen = Observer(student, "student", needs, points=student_features, example=example)
             taught = seen
             if self.teacher is not None:

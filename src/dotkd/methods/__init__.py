@@ -8,6 +8,7 @@ signatures name of
     target (B,) int64: labels of the batch        index (B,) int64: its positions in the training split
     progress: share of the training that is done, in [0, 1)
 
+What it needs of a model besides the logits, its `card` says, or in a class of your own the attribute `needs`.
 It returns one loss, or several by name, of which `card.streams` tells the stream. Its parameters are trained by the
 optimizer that trains the student.
 """

@@ -111,6 +111,7 @@ class Observer:
     ) -> None:
         self.model, self._needs = model, needs
         self._seen: dict[str, Tensor] = {}
+        self._watching = False  # what others run through the model is not kept
         self._plain: list[str] = []  # points whose output is the pre-activation itself
         self._classifier: nn.Linear | None = None
         wants_maps = "features" in needs or "preactivations" in needs
@@ -141,8 +142,11 @@ class Observer:
 
     def __call__(self, inputs: Tensor, forward: Callable[[Tensor], Any] | None = None) -> Activations:
         """One forward pass, through `forward` where the model is compiled."""
-        self._seen.clear()
-        logits = logits_of(self.model(inputs) if forward is None else forward(inputs))
+        self._watching = True
+        try:
+            logits = logits_of(self.model(inputs) if forward is None else forward(inputs))
+        finally:
+            self._watching = False
         maps = {point: as_map(self.model, point, self._seen[point]) for point in self.points if point in self._seen}
         features = tuple(maps[point] for point in self.points) if maps and "features" in self._needs else ()
         before: tuple[Tensor, ...] = ()
@@ -171,14 +175,16 @@ class Observer:
 
     def _keep_output(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._seen[name] = output[0] if isinstance(output, (tuple, list)) else output
+            if self._watching:
+                self._seen[name] = output[0] if isinstance(output, (tuple, list)) else output
 
         return hook
 
     def _keep_input(self, name: str, *, clone: bool) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: Any) -> None:
-            # An activation that works in place is about to overwrite what it was given.
-            self._seen[name] = inputs[0].clone() if clone else inputs[0]
+            if self._watching:
+                # An activation that works in place is about to overwrite what it was given.
+                self._seen[name] = inputs[0].clone() if clone else inputs[0]
 
         return hook
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dotkd.methods import GIVEN, METHODS, Card, card_of, find
 from dotkd.methods.activations import Activations, Anatomy
+from dotkd.methods.card import Need
 from dotkd.own_code import find_own
 
 Method = str | Callable[..., Any]
@@ -53,6 +54,9 @@ class Objective:
             self._options["temperature"] = temperature
         elif "temperature" in built and built["temperature"].default is inspect.Parameter.empty:
             raise ValueError(f"expected a `temperature`, which method {method!r} takes and has no default for")
+        # A class of the user's own without a card says it in an attribute, or is shown all but the pre-activations.
+        needs = self.card.needs if self.card else getattr(self._made, "needs", ("features", "embedding"))
+        self.needs: tuple[Need, ...] = needs
         self.wants_target = "target" in self._wants
         self.wants_index = "index" in self._wants
         self.wants_strong = "student_strong" in self._wants
