@@ -185,7 +185,8 @@ def _method(config: Config) -> Iterator[tuple[set[str], str]]:
     for name, value in config.method_options.items():
         if name not in known:
             takes = f"its options: {', '.join(known)}" if known else "it has none"
-            hint = "; temperature is a key of its own" if name == "temperature" else nearest(name, known)
+            own_key = name == "temperature" and name in parameters
+            hint = "; temperature is a key of its own" if own_key else nearest(name, known)
             text = f"method {config.method} has no such option ({takes}), got {shown(value)}{hint}"
         elif not _is_like(value, known[name]):
             text = f"expected {kind_in_words(known[name])}, got {shown(value)}"

@@ -161,7 +161,9 @@ def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_a
         floats = isinstance(samples.inputs, Tensor) and samples.inputs.dtype != torch.uint8
         if len(shape) != 3 or shape[0] not in (1, 3) or floats:
             kind = "float32" if floats else "uint8"
-            raise ValueError(f"`strong` needs uint8 images of 1 or 3 channels, {dataset.name} has {kind} {shape}")
+            raise ValueError(
+                f"a second, strongly augmented view (`strong`) needs uint8 images of 1 or 3 channels, {dataset.name} has {kind} {shape}"
+            )
 
 
 def _ahead(read: Callable[[int], Raw], numbers: range, *, decoding: bool) -> Iterator[Raw]:
