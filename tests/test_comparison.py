@@ -189,6 +189,17 @@ def test_gain_is_shown_with_its_numbers():
     assert "no control was run" in text
 
 
+def test_without_a_validation_split_the_last_epoch_is_what_is_compared():
+    def unselected(runs):
+        return [run._replace(val_selected=None) for run in runs]
+
+    runs = {"kd": unselected(runs_of(KD)), "kd+dot": unselected(runs_of(BETTER))}
+    assert verdict(runs) == verdict({"kd": runs_of(KD), "kd+dot": runs_of(BETTER)})
+    (_, row) = make_rows(make_cells(["kd"], ["sgd", "dot"]), runs)
+    assert row.val_selected.mean == pytest.approx(sum(BETTER) / len(BETTER))
+    assert row.gain.n == len(KD)
+
+
 def test_no_difference_is_not_shown_and_nothing_is_explained():
     noisy = [0.93, 0.88, 0.91, 0.90, 0.895]
     text = told(runs_of(noisy, TASK, LOWER_DISTILL), sgd_matched=runs_of(BETTER))

@@ -227,7 +227,7 @@ def test_chunks_divide_every_part() -> None:
         (
             torch.rand(9, 3, 4, 4),
             {"strong": True},
-            "a second, strongly augmented view (`strong`) needs uint8 images of 1 or 3 channels, made has float32 (3, 4, 4)",
+            "a second, strongly augmented view needs uint8 images of 1 or 3 channels, made has float32 (3, 4, 4)",
         ),
         (noise(9, channels=2), {"strong": True}, "of 1 or 3 channels, made has uint8 (2, 6, 5)"),
         (noise(9)[:, :, 0], {"strong": True}, "of 1 or 3 channels, made has uint8 (3, 5)"),

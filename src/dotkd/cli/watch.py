@@ -94,7 +94,7 @@ class Watch:
 def _told(job: Job, ending: Ending) -> str:
     if ending.outcome == "done":
         run = read_run(job.directory)
-        accuracy = "-" if run.val_selected is None else f"{100 * run.val_selected:.2f} %"
+        accuracy = "-" if run.selected is None else f"{100 * run.selected:.2f} %"
         return f"test accuracy {accuracy}" + ("" if run.seconds is None else f", {run.seconds:.1f} s")
     told = f"{ending.outcome}: {ending.reason}" if ending.reason else ending.outcome
     return f"{told} (see {job.log})" if ending.outcome == FAILED and job.log.is_file() else told

@@ -162,7 +162,8 @@ def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_a
         if len(shape) != 3 or shape[0] not in (1, 3) or floats:
             kind = "float32" if floats else "uint8"
             raise ValueError(
-                f"a second, strongly augmented view (`strong`) needs uint8 images of 1 or 3 channels, {dataset.name} has {kind} {shape}"
+                "a second, strongly augmented view needs uint8 images of 1 or 3 channels, "
+                f"{dataset.name} has {kind} {shape}"
             )
 
 

@@ -39,7 +39,7 @@ def verdict(runs: Mapping[str, Sequence[Run]], *, method: str = "kd", trainer: s
 
 
 def _accuracy(runs: Mapping[str, Sequence[Run]], candidate: str, baseline: str) -> Difference:
-    return compare_cells(runs, candidate, baseline, lambda run: run.val_selected)
+    return compare_cells(runs, candidate, baseline, lambda run: run.selected)
 
 
 def _accuracy_part(candidate: str, baseline: str, gain: Difference) -> str:
