@@ -45,7 +45,7 @@ class _Kind:
         self.name = text_of(name)
 
     def __setstate__(self, _: object) -> None:
-        pass
+        """Byte order and alignment, which bytes do not have."""
 
 
 def _encode(text: str, *_: object) -> bytes:
