@@ -9,7 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import cast
 
-from dotkd.models.arguments import suggestion
+from dotkd.suggestion import suggestion
 
 
 @contextlib.contextmanager

@@ -23,10 +23,11 @@ from dotkd.models import (
     vgg_cifar,
     wrn,
 )
-from dotkd.models.arguments import check_options, suggestion
+from dotkd.models.arguments import check_options
 from dotkd.models.external import make_external
 from dotkd.models.hubs import is_of_library, make_from_library, refuse_misnamed
 from dotkd.models.weights import load_weights
+from dotkd.suggestion import suggestion
 
 __all__ = ["MODELS", "build", "load_weights", "parameter_count"]
 

@@ -1,20 +1,14 @@
-"""Checks of the arguments that every model factory takes, and the names nearest to a misspelt one."""
+"""Checks of the arguments that every model factory takes."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from dotkd.suggestion import suggestion
 
 # What the caller's data decides; a factory is given these, a user never sets them as options.
 FROM_DATA = ("num_classes", "input_shape")
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean ...?` for the known name closest to `name`, or nothing where none is close."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f", did you mean `{by_lower[close[0]]}`?" if close else ""
 
 
 def check_whole(name: str, value: object, *, least: int) -> int:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dotkd.models.arguments import check_shape, keyword_names, suggestion
+from dotkd.models.arguments import check_shape, keyword_names
+from dotkd.suggestion import suggestion
 
 _EXTRAS = {"timm": "vision", "torchvision": "vision", "transformers": "hf"}
 # Where the exceptions of HTTP clients that are no OSError come from.

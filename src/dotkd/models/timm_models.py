@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from dotkd.models.arguments import suggestion
 from dotkd.models.hub_access import (
     call_factory,
     fetching,
@@ -19,6 +18,7 @@ from dotkd.models.hub_access import (
     take_flag,
     unexpected_keyword,
 )
+from dotkd.suggestion import suggestion
 
 _FROM_DATA = ("num_classes", "in_chans", "img_size", "input_shape")
 # timm's own prefixes of models that are described outside of it.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dotkd.models.arguments import suggestion
 from dotkd.models.hub_access import (
     call_factory,
     fetching,
@@ -21,6 +20,7 @@ from dotkd.models.hub_access import (
     refuse_options,
     take_flag,
 )
+from dotkd.suggestion import suggestion
 
 _FROM_DATA = ("num_classes", "image_size", "input_size", "input_shape")
 # The families with auxiliary classifiers, which would stay untrained: only the first logits have a loss.

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dotkd.models.arguments import suggestion
 from dotkd.models.hub_access import (
     call_factory,
     fetching,
@@ -24,6 +23,7 @@ from dotkd.models.hub_access import (
     refuse_options,
     take_flag,
 )
+from dotkd.suggestion import suggestion
 
 # What classifiers are called in these models.
 _HEADS = ("classifier", "cls_classifier", "dist_head", "distillation_classifier", "fc", "head", "score")
