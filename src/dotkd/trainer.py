@@ -10,11 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
-from dotkd.cache.known import CachedTeacher, Counts, Known, Table
+from dotkd.cache.known import CachedTeacher, Counts, Known, Table, ask_teacher
 from dotkd.cache.spot_check import TOLERANCE, spot_check
 from dotkd.cache.wanted import Wanted
 from dotkd.checkpoint import save_weights, write_atomically
@@ -81,6 +79,7 @@ class Trainer:
             if self._untrained is None:
                 wanted.refuse_other()
         self._known: Known | None = None
+        self._cache: CachedTeacher | None = None  # what is known, where that is a cache
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
         self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
         self._step = self._epoch = 0
@@ -130,8 +129,8 @@ class Trainer:
             self._finish("diverged")
             raise
         finally:
-            if isinstance(self._known, CachedTeacher):
-                self._known.flush()
+            if self._cache:
+                self._cache.flush()
             log.close()
             if self._display:
                 self._display.stop()
@@ -225,7 +224,7 @@ class Trainer:
         size = max(256, config.batch_size)
         examiner = Examiner(self.dataset, self.distiller, fixed=fixed, batch_size=size, device=self.device)
         if config.cache:
-            self._known = self.cached_teacher()
+            self._known = self._cache = self.cached_teacher()
         elif (logits := examiner.known("train")) is not None:
             self._known = Table(logits)
         return examiner
@@ -240,16 +239,10 @@ class Trainer:
             OSError: the disk has no room for what the run may write.
         """
         self._train_teacher()
-        wanted, distiller = self.wanted_cache(), self.distiller
-        assert distiller is not None
-        store = wanted.open()
-        wanted.refuse_without_room(store, count=wanted.samples * min(wanted.views, views or self.config.epochs))
-
-        def ask(inputs: Tensor, targets: Tensor) -> Tensor:
-            with self._stepper.autocast():
-                return distiller.teacher_logits(inputs, targets).float()
-
+        assert self.distiller is not None
+        ask = partial(ask_teacher, self.distiller, self._stepper.autocast)
         rows = self.config.batch_size // self.config.accumulate
+        store = self.wanted_cache().open(room_for=views or self.config.epochs)
         return CachedTeacher(store, ask, device=self.device, rows=rows)
 
     def wanted_cache(self) -> Wanted:
@@ -265,19 +258,17 @@ class Trainer:
 
     def _spot_check(self) -> None:
         """Hold what the cache has of the next batch, and of one in each of two other epochs, against the teacher."""
-        if not isinstance(self._known, CachedTeacher):
-            return
-        last, per_epoch = self.config.epochs - 1, self._steps_per_epoch
-        places = [(epoch, per_epoch // 2) for epoch in (last // 2, last)]
-        if self._epoch <= last:
-            places.insert(0, (self._epoch, self._step - self._epoch * per_epoch))
-        views = (self.batching.batches(self.dataset, device=self.device, epoch=e, start=s) for e, s in places)
-        tolerance = TOLERANCE[self.config.precision]
-        spot_check(self._known, (batch for view in views for batch in islice(view, 1)), tolerance=tolerance)
+        last = self.config.epochs - 1
+        if self._cache and self._epoch <= last:
+            begun = self._step - self._epoch * self._steps_per_epoch
+            places = [(self._epoch, begun), (last // 2, 0), (last, self._steps_per_epoch // 2)]
+            epochs = (self.batching.batches(self.dataset, device=self.device, epoch=e, start=s) for e, s in places)
+            shown = (batch for epoch in epochs for batch in islice(epoch, 1))
+            spot_check(self._cache, shown, tolerance=TOLERANCE[self.config.precision])
 
     def _cache_counts(self) -> dict[str, Any]:
         """For metrics and summary: how often the cache was read, and the teacher asked; nothing without a cache."""
-        return {"cache": self._known.counts._asdict()} if isinstance(self._known, CachedTeacher) else {}
+        return {"cache": self._cache.counts._asdict()} if self._cache else {}
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
@@ -310,8 +301,8 @@ class Trainer:
         self._stepper.load_state(state)
         self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
         self._seconds = state["seconds"]
-        if isinstance(self._known, CachedTeacher):
-            self._known.counts = Counts(**state["cache"])
+        if self._cache:
+            self._cache.counts = Counts(**state["cache"])
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from dotkd.cache.store import Found, Store
 from dotkd.data import Batch
 from dotkd.data.draws import numbers_of_views
+from dotkd.distiller import Distiller
 
 Ask = Callable[[Tensor, Tensor], Tensor]
 
@@ -140,6 +142,14 @@ class CachedTeacher:
         if copied.event is not None:
             copied.event.synchronize()
         self.store.write(copied.index, copied.view, copied.parts)
+
+
+def ask_teacher(
+    distiller: Distiller, precision: Callable[[], AbstractContextManager[object]], inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """The live teacher's logits, float32, computed in that precision."""
+    with precision():
+        return distiller.teacher_logits(inputs, targets).float()
 
 
 @dataclass(frozen=True)

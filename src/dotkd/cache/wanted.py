@@ -51,19 +51,22 @@ class Wanted(NamedTuple):
         if (self.folder / HEADER).exists():
             matching(self.folder, **self._what())
 
-    def open(self) -> Store:
-        """The cache, made where there is none. Raises as of `dotkd.cache.store.open_or_create`."""
-        return open_or_create(self.folder, **self._what())
+    def open(self, *, room_for: int) -> Store:
+        """The cache, made where there is none.
 
-    def refuse_without_room(self, store: Store, *, count: int) -> None:
-        """Raise OSError where the disk has no room for the records that are missing of `count`."""
+        room_for: how many records of a sample there must be room for. Raises as of `dotkd.cache.store.open_or_create`;
+        ValueError where the disk has not that much.
+        """
+        store = open_or_create(self.folder, **self._what())
+        count = self.samples * min(self.views, room_for)
         needed = room_needed(self.records, max(0, count - store.count()))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(
+            raise ValueError(
                 f"{self.folder}: the cache needs another {in_words(needed)}, and {in_words(free)} are free: make room, "
                 "or take fewer views, or cache_top_k"
             )
+        return store
 
     def _what(self) -> dict[str, Any]:
         return {key: value for key, value in self._asdict().items() if key != "folder"}
