@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dotkd.cache.sampling import uniform
 from dotkd.cache.store import Found, Store
 from dotkd.data import Batch
-from dotkd.data.draws import numbers_of_views
 from dotkd.distiller import Distiller
 
 Ask = Callable[[Tensor, Tensor], Tensor]
@@ -104,11 +104,6 @@ class CachedTeacher:
         parts = zip(batch.inputs.split(step), batch.targets.split(step), strict=True)
         return torch.cat([self._ask(inputs, targets) for inputs, targets in parts])
 
-    def uniform(self, index: Tensor, view: Tensor) -> Tensor:
-        """(B,) float64 in [0, 1): what the sampling of each record is made of, a function of sample and view."""
-        # The numbers of no view that is shown: those are at least 0.
-        return numbers_of_views(index, ~view, 1)[:, 0]
-
     def _read(self, batch: Batch) -> tuple[Found, tuple[Tensor, ...]]:
         found = self.store.read(batch.index, batch.view)
         return found, tuple(_sent(part, self._device) for part in found.parts)
@@ -129,7 +124,7 @@ class CachedTeacher:
                 )
             rows = _sent(missing, self._device)
             chosen = batch._replace(inputs=batch.inputs[rows], targets=batch.targets[rows])
-            made = self.store.records.encode(self.live(chosen), self.uniform(index, view))
+            made = self.store.records.encode(self.live(chosen), uniform(index, view))
             for part, new in zip(parts, made, strict=True):
                 part[rows] = new.to(part.device, part.dtype, non_blocking=True)
             self._waiting.append(_copied(index, view, made))

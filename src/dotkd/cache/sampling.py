@@ -27,6 +27,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dotkd.data.draws import numbers_of_views
+
 
 def sampled(probabilities: Tensor, count: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The classes that are kept, (M, count) int64, different in each row, and their p^, (M, count) float64.
@@ -47,3 +49,9 @@ def sampled(probabilities: Tensor, count: int, uniform: Tensor) -> tuple[Tensor,
     rising = torch.where(slots < head, slots, met) - slots
     places = torch.minimum(rising.cummax(1).values + slots, ordered.shape[1] - count + slots)
     return classes.gather(1, places), torch.where(slots < head, ordered[:, :count], share)
+
+
+def uniform(index: Tensor, view: Tensor) -> Tensor:
+    """u of each record, (B,) float64 in [0, 1): a function of sample `index` and view `view`, (B,) int64 each."""
+    # The numbers of a view that is never shown, so that u has nothing to do with what is: those are at least 0.
+    return numbers_of_views(index, ~view, 1)[:, 0]

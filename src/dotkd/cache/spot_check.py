@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dotkd.cache.known import CachedTeacher
 from dotkd.cache.records import SampledRecords
+from dotkd.cache.sampling import uniform
 from dotkd.data import Batch
 
 # What rounding may amount to, as a share of a sample's largest logit: that of float16 in a record is 2^-11 of it, and a
@@ -35,7 +36,7 @@ def spot_check(teacher: CachedTeacher, batches: Iterable[Batch], *, tolerance: f
         live = teacher.live(batch).float().cpu()
         stored = teacher.store.records.decode(*found.parts)
         if isinstance(records := teacher.store.records, SampledRecords):
-            again = records.encode(live, teacher.uniform(batch.index, batch.view))
+            again = records.encode(live, uniform(batch.index, batch.view))
             difference = _of_probabilities(stored, records.decode(*again), records.temperature)
         else:
             difference = (stored - live).abs().amax(1) / live.abs().amax(1).clamp(min=1)

@@ -210,11 +210,12 @@ def _of_cell(config: Config, cell: Cell) -> Config:
     """The shared configuration with what the cell differs in."""
     options = config.method_options if cell.method == config.method else {}
     # What is said of the first method's loss says nothing of another's.
-    other: dict[str, object] = {}
+    forgotten: Sequence[str] = ()
     if cell.method == NO_DISTILLATION:
-        other = dict.fromkeys(_OF_A_TEACHER)
+        forgotten = _OF_A_TEACHER
     elif cell.method != config.method:
-        other = dict.fromkeys(_OF_A_METHOD)
+        forgotten = _OF_A_METHOD
+    other = dict.fromkeys(forgotten)
     return config.replace(**other, method=cell.method, method_options=options, trainer=cell.trainer)
 
 
