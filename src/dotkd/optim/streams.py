@@ -48,6 +48,22 @@ class _Join(torch.autograd.Function):
         return None, None, None
 
 
+def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
+    """An ordinary backward pass, the gradient of ``loss`` being ``scale``; only the last one frees the graph.
+
+    Raises RuntimeError where a compiled graph serves one pass only.
+    """
+    try:
+        torch.autograd.backward(loss, None if scale is None else scale.to(loss.dtype), retain_graph=not last)
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "the model was compiled and run before this optimizer existed, so its graph serves one backward "
+                "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
+            ) from error
+        raise
+
+
 class StreamOptimizer(torch.optim.Optimizer, ABC):
     """Base of the optimizers that keep one gradient per named loss. Subclasses implement ``_update``."""
 
@@ -233,24 +249,14 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         params = [p for p in self._params() if p.requires_grad]
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
-        last = self._streams[-1]
         try:
             # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
             # optimizer collect the sum, as after an ordinary backward().
             for name, loss in losses.items():
                 for p in params:
                     p.grad = None
-                torch.autograd.backward(
-                    loss, None if scale is None else scale.to(loss.dtype), retain_graph=name != last
-                )
+                backward_pass(loss, scale, last=name == self._streams[-1])
                 fresh[name] = [p.grad for p in params]
-        except RuntimeError as error:
-            if "donated buffer" in str(error):
-                raise RuntimeError(
-                    "the model was compiled and run before this optimizer existed, so its graph serves one backward "
-                    "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
-                ) from error
-            raise
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
