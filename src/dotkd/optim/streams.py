@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
+from dotkd.optim.shards import mesh_of, reduce_over, spread_as, whole
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -52,6 +53,22 @@ class _Join(torch.autograd.Function):
         # The incoming gradient carries whatever the caller multiplied the joined loss by (a loss scale, 1 / steps).
         ctx.optimizer._fill(ctx.losses, grad_outputs[0])
         return None, None, None
+
+
+def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
+    """An ordinary backward pass, the gradient of ``loss`` being ``scale``; only the last one frees the graph.
+
+    Raises RuntimeError where a compiled graph serves one pass only.
+    """
+    try:
+        torch.autograd.backward(loss, None if scale is None else scale.to(loss.dtype), retain_graph=not last)
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "the model was compiled and run before this optimizer existed, so its graph serves one backward "
+                "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
+            ) from error
+        raise
 
 
 class StreamOptimizer(torch.optim.Optimizer, ABC):
@@ -175,7 +192,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
         self._gradients.refuse_rescaling()
         self._gradients.follow(self._params())
-        total = torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None])
+        total = whole(torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None]))
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for (device, _), grads in self._gradients.tensors(with_sum=True).items():
             torch._foreach_mul_(grads, factor.to(device))
@@ -221,7 +238,10 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded."""
+        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded.
+
+        Whole buffers become shards where the parameters are, and the other way round; then all ranks call this.
+        """
         params = self._params()
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(saved, params, strict=False):
@@ -234,7 +254,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             if missing := sorted(set(self.defaults) - set(theirs)):
                 raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
             self._check_group({**ours, **theirs})
-        super().load_state_dict(state_dict)
+        state = dict(state_dict["state"])
+        for index, p in zip(saved, params, strict=False):
+            if index in state:
+                state[index] = {name: spread_as(value, p) for name, value in state[index].items()}
+        super().load_state_dict({**state_dict, "state": state})
         if self._ranks is not None:
             self._ranks.apart = False
 
@@ -291,28 +315,18 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         params = [p for p in self._params() if p.requires_grad]
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
-        last = self._streams[-1]
         flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
         bad = torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
         try:
-            if self._ranks is not None:
+            if self._ranks is not None:  # which sees to it that all passes are averaged
                 fresh = self._ranks.passes(losses, scale, params, bad)
             # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
             # optimizer collect the sum, as after an ordinary backward().
             for name, loss in losses.items() if self._ranks is None else ():
                 for p in params:
                     p.grad = None
-                torch.autograd.backward(
-                    loss, None if scale is None else scale.to(loss.dtype), retain_graph=name != last
-                )
+                backward_pass(loss, scale, last=name == self._streams[-1])
                 fresh[name] = [p.grad for p in params]
-        except RuntimeError as error:
-            if "donated buffer" in str(error):
-                raise RuntimeError(
-                    "the model was compiled and run before this optimizer existed, so its graph serves one backward "
-                    "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
-                ) from error
-            raise
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
@@ -358,6 +372,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             flag = torch.zeros((), device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, inverse.to(device))
             found = torch.maximum(found, flag.to(home))
+        reduce_over(mesh_of(self._gradients.of), found, largest=True)
         if self._skips is None:
             self._skips = torch.zeros(2, device=home)
         self._skips.add_(found)
