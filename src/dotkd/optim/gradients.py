@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,12 +102,15 @@ class StreamGradients:
         """Raise RuntimeError if ``p.grad`` holds directions: this rank's momenta would not follow a new scale."""
         if self.state == "direction":
             raise RuntimeError(
-                "gradients cannot be clipped or rescaled here: p.grad holds the averaged direction of the step, momenta "
-                'included. Call optimizer.distribute(ddp, reduce="gradients") before the first backward pass'
+                "gradients cannot be clipped or rescaled here: p.grad holds the averaged direction of the step, with "
+                'momenta in it. Call optimizer.distribute(ddp, reduce="gradients") before the first backward pass'
             )
 
     def tensors(self, *, with_sum: bool) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-        """All stream gradients (and their sums in ``p.grad``), of shards this rank's, by device and dtype as torch's kernels want them."""
+        """All stream gradients (and their sums in ``p.grad``), by device and dtype as torch's kernels want them.
+
+        Of shards, this rank's. Where ``p.grad`` holds directions, these alone.
+        """
         table: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for p, streams in self.of.items():
             total = [p.grad] if (with_sum or self.state == "direction") and p.grad is not None else []

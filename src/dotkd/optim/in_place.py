@@ -34,6 +34,7 @@ from torch import Tensor
 from dotkd.optim.gradients import StreamGradients
 from dotkd.optim.layout import is_dense, laid_out_as
 from dotkd.optim.reach import leaves_of
+from dotkd.optim.shards import mesh_of
 from dotkd.optim.streams import StreamOptimizer, backward_pass
 
 _Rule = tuple[float, float, torch.device, torch.dtype]  # lambda, m, and where
@@ -120,6 +121,9 @@ class InPlaceStreams(StreamOptimizer):
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
         if not self._in_buffers:
             return super()._fill(losses, scale)
+        self._look_for_ranks()
+        if mesh_of(self._params()) is not None:
+            self._refuse("shards have none to average")
         self._refuse_foreign()
         params = [p for p in self._params() if p.requires_grad]
         own = set(params)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ def is_shard(tensor: Tensor) -> bool:
     return type(tensor) not in _PLAIN and hasattr(tensor, "to_local")
 
 
-def local(tensor: Any) -> Tensor:
+def local(tensor: Any) -> Any:
     """This rank's part of a DTensor, in the same memory; any other tensor itself."""
     return tensor.to_local() if is_shard(tensor) else tensor
 
@@ -32,7 +31,7 @@ def mesh_of(params: Iterable[Tensor]) -> Any:
 
     Raises ValueError where they are spread over different meshes, or only some are: nobody would average the others.
     """
-    meshes = {getattr(p, "device_mesh") if is_shard(p) else None for p in params}  # noqa: B009
+    meshes: set[Any] = {None if type(p) in _PLAIN else getattr(p, "device_mesh", None) for p in params}
     if len(meshes) > 1:
         raise ValueError(
             "expected all parameters of the optimizer on one device mesh, got "
@@ -44,7 +43,7 @@ def mesh_of(params: Iterable[Tensor]) -> Any:
 
 def reduce_over(mesh: Any, tensor: Tensor, largest: bool = False) -> Tensor:
     """Replace ``tensor`` by its sum, or its ``largest`` value, over the ranks of ``mesh``; return it."""
-    for dim in range(0 if mesh is None else mesh.ndim):
+    for dim in range(mesh.ndim if mesh else 0):
         dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=mesh.get_group(dim))
     return tensor
 

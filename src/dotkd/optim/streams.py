@@ -129,13 +129,14 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 sends every stream. By default the first where the step is linear in the gradients (SGD).
 
         Raises:
-            ValueError: ``reduce`` is unknown or does not fit; the modules do not fit to each other or to this optimizer.
+            ValueError: ``reduce`` is unknown or does not fit; the modules do not fit together, or to this optimizer.
             RuntimeError: gradients are pending.
         """
         from dotkd.optim.data_parallel import DataParallel
+        from dotkd.optim.rank_state import share
 
         self._ranks = DataParallel(self, modules, reduce)
-        self._ranks.share_rest()
+        share(self._ranks.rest(), self._ranks.group)
 
     def average_buffers(self) -> None:
         """Give all ranks the mean of their momenta, which changes no later step. All ranks call it before they save."""
@@ -191,7 +192,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         if not isinstance(max_norm, Tensor) and not max_norm > 0:
             raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
         self._gradients.refuse_rescaling()
-        self._gradients.follow(self._params())
+        self._gradients.follow(self._params(), look=mesh_of(self._gradients.of) is not None)
         total = whole(torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None]))
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for (device, _), grads in self._gradients.tensors(with_sum=True).items():
@@ -216,8 +217,12 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         overflow: Tensor | None = getattr(self, "found_inf", None)
         if self._ranks is not None and self._gradients.of:
             self._ranks.check(scaled=overflow is not None)
-        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale.
-        self._gradients.follow(self._params(), look=overflow is not None and scale is None)
+        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale; what torch's clipping
+        # does to shards leaves none at all.
+        look = (overflow is not None and scale is None) or mesh_of(self._gradients.of) is not None
+        self._gradients.follow(self._params(), look=look)
+        if not self._gradients.of and all(_is_zero(group["lr"]) for group in self.param_groups):
+            self._start_state()
         if not self._gradients.of:
             raise RuntimeError(f"step() before backward(): the streams {', '.join(self._streams)} hold no gradient")
         for group in self.param_groups:
@@ -307,8 +312,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
-        if self._ranks is None and not self._looked_for_ranks:
-            self._look_for_ranks()
+        self._look_for_ranks()
+        mesh_of(self._params())
         self._gradients.follow(self._params())
         if not self._gradients.of:  # the model was zeroed rather than the optimizer
             self._bad_losses = None
@@ -339,16 +344,19 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
 
     def _look_for_ranks(self) -> None:
         """Find the DDP modules that nobody told of, once: they would average one stream and leave the others local."""
+        if self._ranks is not None or self._looked_for_ranks:
+            return
         self._looked_for_ranks = True
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return
         from dotkd.optim.data_parallel import DataParallel
         from dotkd.optim.ddp_module import modules_around
+        from dotkd.optim.rank_state import refuse_unequal
 
         modules = modules_around(self._params())
         if modules:
             self._ranks = DataParallel(self, modules, None)
-            self._ranks.refuse_unequal_rest()
+            refuse_unequal(self._ranks.rest(), self._ranks.group)
 
     def _refuse_unusable(self, fresh: Fresh) -> None:
         for name, grads in fresh.items():
