@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -48,9 +48,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dotkd.optim.ddp_module import DDPModule
 from dotkd.optim.packets import Packet, like
 from dotkd.optim.rank_state import average, by_kind, start_mean
-
-if TYPE_CHECKING:
-    from dotkd.optim.streams import StreamOptimizer
+from dotkd.optim.streams import StreamOptimizer, backward_pass
 
 Reduce = Literal["momenta", "gradients"]
 _Grads = dict[str, list["Tensor | None"]]  # by stream, then in the order of the parameters
@@ -88,7 +86,8 @@ class DataParallel:
         fresh: _Grads = {}
         for name in earlier:
             loss = losses[name]
-            fresh[name] = list(torch.autograd.grad(loss, params, _seed(loss, scale), True, allow_unused=True))
+            seed = None if scale is None else scale.to(loss.dtype)
+            fresh[name] = list(torch.autograd.grad(loss, params, seed, retain_graph=True, allow_unused=True))
         self._optimizer._refuse_unusable(fresh)
         held = self._optimizer._gradients.of
         self._local = {p: dict(held.get(p, {})) for p in self._optimizer._params()}
@@ -102,8 +101,7 @@ class DataParallel:
             module.expect()
         self._running = True
         try:
-            loss = losses[self._stream]
-            torch.autograd.backward(loss, _seed(loss, scale))
+            backward_pass(losses[self._stream], scale, last=True)
             alone = [p.grad for p in params]
             self._touch(
                 p for p, *others in zip(params, *fresh.values(), strict=True) if any(g is not None for g in others)
@@ -256,10 +254,6 @@ class DataParallel:
 
 def _first(future: Future[Any]) -> Tensor:
     return future.value()[0]
-
-
-def _seed(loss: Tensor, scale: Tensor | None) -> Tensor | None:
-    return None if scale is None else scale.to(loss.dtype)
 
 
 def _check(optimizer: StreamOptimizer, modules: Sequence[DistributedDataParallel], reduce: Reduce | None) -> None:

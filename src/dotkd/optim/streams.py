@@ -16,9 +16,9 @@ An ordinary optimizer sees the gradient of the sum. A :class:`StreamOptimizer` s
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch._functorch.config as functorch_config
@@ -26,12 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
+from dotkd.optim.many_devices import ManyDevices
 from dotkd.optim.shards import mesh_of, reduce_over, spread_as, whole
-
-if TYPE_CHECKING:
-    from torch.nn.parallel import DistributedDataParallel
-
-    from dotkd.optim.data_parallel import DataParallel
 
 
 class _Join(torch.autograd.Function):
@@ -71,16 +67,11 @@ def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
         raise
 
 
-class StreamOptimizer(torch.optim.Optimizer, ABC):
+class StreamOptimizer(ManyDevices):
     """Base of the optimizers that keep one gradient per named loss. Subclasses implement ``_update``."""
 
     # GradScaler then hands over its scale and its overflow flag instead of reading the flag on the host.
     _step_supports_amp_scaling = True
-    # Whether the step is linear in the gradients, so that the ranks of a distributed run can keep momenta of their own.
-    linear = False
-    # Not copied and not pickled: a copy finds its DistributedDataParallel module anew.
-    _ranks: DataParallel | None = None
-    _looked_for_ranks = False
 
     def __init__(self, params: Any, defaults: dict[str, Any], streams: Sequence[str]) -> None:
         # A compiled model frees ("donates") buffers in its first backward that the second one still needs.
@@ -115,33 +106,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """The gradient of one stream for ``param``, or None where that stream did not reach it."""
         self._check_names([stream])
         return self._gradients.of.get(param, {}).get(stream)
-
-    def distribute(
-        self, *modules: DistributedDataParallel, reduce: Literal["momenta", "gradients"] | None = None
-    ) -> None:
-        """Average over the ranks in every backward pass through ``modules``. All ranks call it, before the first one.
-
-        Where nobody calls it, the first backward pass looks for the modules that hold these parameters, and does.
-        Parameters that are in none of the modules become those of rank 0, and are averaged too.
-
-        Args:
-            reduce: "momenta" sends as much as one loss does, but allows neither clipping nor a GradScaler; "gradients"
-                sends every stream. By default the first where the step is linear in the gradients (SGD).
-
-        Raises:
-            ValueError: ``reduce`` is unknown or does not fit; the modules do not fit together, or to this optimizer.
-            RuntimeError: gradients are pending.
-        """
-        from dotkd.optim.data_parallel import DataParallel
-        from dotkd.optim.rank_state import share
-
-        self._ranks = DataParallel(self, modules, reduce)
-        share(self._ranks.rest(), self._ranks.group)
-
-    def average_buffers(self) -> None:
-        """Give all ranks the mean of their momenta, which changes no later step. All ranks call it before they save."""
-        if self._ranks is not None:
-            self._ranks.average_buffers()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that breaks a rule is refused before it is added."""
@@ -221,8 +185,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         # does to shards leaves none at all.
         look = (overflow is not None and scale is None) or mesh_of(self._gradients.of) is not None
         self._gradients.follow(self._params(), look=look)
-        if not self._gradients.of and all(_is_zero(group["lr"]) for group in self.param_groups):
-            self._start_state()
+        if self._started_state():
+            return loss
         if not self._gradients.of:
             raise RuntimeError(f"step() before backward(): the streams {', '.join(self._streams)} hold no gradient")
         for group in self.param_groups:
@@ -233,14 +197,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         if self._ranks is not None:
             self._ranks.apart = self._ranks.world > 1 and self._gradients.state == "direction"
         return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch. Raises RuntimeError where the ranks' momenta differ: call :meth:`average_buffers` first."""
-        if self._ranks is not None and self._ranks.apart:
-            raise RuntimeError(
-                "each rank has momenta of its own: call optimizer.average_buffers() on all ranks before state_dict()"
-            )
-        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded.
@@ -277,18 +233,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if a hyper-parameter breaks its rule. Runs on construction and before every step."""
 
-    @abstractmethod
-    def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
-        """Update the group's parameters; ``found[device]`` is 1 where the step must be skipped, else 0, shape ()."""
-
-    def _add_directions(self, grads: Mapping[Tensor, Mapping[str, Tensor]], out: Mapping[Tensor, Tensor]) -> None:
-        """Add what a step would take from each parameter, divided by lr, to ``out``. Where ``linear``."""
-        raise NotImplementedError
-
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -313,7 +258,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
         self._look_for_ranks()
-        mesh_of(self._params())
+        mesh_of(self._params())  # refuses what is spread over the ranks in part only
         self._gradients.follow(self._params())
         if not self._gradients.of:  # the model was zeroed rather than the optimizer
             self._bad_losses = None
@@ -341,22 +286,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             self._ranks.take(params, fresh)
         else:
             self._gradients.add(params, fresh)
-
-    def _look_for_ranks(self) -> None:
-        """Find the DDP modules that nobody told of, once: they would average one stream and leave the others local."""
-        if self._ranks is not None or self._looked_for_ranks:
-            return
-        self._looked_for_ranks = True
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        from dotkd.optim.data_parallel import DataParallel
-        from dotkd.optim.ddp_module import modules_around
-        from dotkd.optim.rank_state import refuse_unequal
-
-        modules = modules_around(self._params())
-        if modules:
-            self._ranks = DataParallel(self, modules, None)
-            refuse_unequal(self._ranks.rest(), self._ranks.group)
 
     def _refuse_unusable(self, fresh: Fresh) -> None:
         for name, grads in fresh.items():
