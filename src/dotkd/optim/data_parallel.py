@@ -248,8 +248,9 @@ class DataParallel:
                 )
 
     def _current_rules(self) -> list[dict[str, Any]]:
-        keys = self._optimizer.defaults.keys() - {"lr"}
-        return [copy.deepcopy({key: group[key] for key in keys}) for group in self._optimizer.param_groups]
+        rules = self._optimizer.defaults.keys() - {"lr"}
+        groups = self._optimizer.param_groups
+        return [copy.deepcopy({key: value for key, value in group.items() if key in rules}) for group in groups]
 
 
 def _first(future: Future[Any]) -> Tensor:
