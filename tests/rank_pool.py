@@ -32,8 +32,9 @@ def _work(rank: int, store: str, tasks: Any, results: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=_PATIENCE)
     groups = {size: dist.new_group(list(range(size)), timeout=_PATIENCE) for size in SIZES}
-    for function, ranks, args in iter(tasks.get, None):
+    for task in iter(tasks.get, None):
         try:
+            function, ranks, args = pickle.loads(task)
             results.put((rank, pickle.dumps(function(rank, groups[ranks], *args)), ""))
         except BaseException:
             results.put((rank, b"", traceback.format_exc()))
@@ -51,7 +52,7 @@ class RankPool:
         if not self._processes:
             self._start()
         for tasks in self._tasks[:ranks]:
-            tasks.put((function, ranks, args))
+            tasks.put(pickle.dumps((function, ranks, args)))  # else all ranks would share the memory of tensors
         got: dict[int, Any] = {}
         for _ in range(ranks):
             rank, result, error = self._results.get(timeout=2 * _PATIENCE.total_seconds())
