@@ -168,7 +168,7 @@ def in_buffers(net, model, optimizer, losses):
 
 
 def static_graph(net, model, optimizer, losses):
-    optimizer.distribute(DistributedDataParallel(Net(), process_group=model.process_group, static_graph=True))
+    optimizer.distribute(DistributedDataParallel(net, process_group=model.process_group, static_graph=True))
 
 
 def wrapped_twice(net, model, optimizer, losses):
@@ -197,7 +197,7 @@ REFUSALS = {
     not_linear: (ValueError, "DOTAdamW, whose step is not linear.*got 'momenta'"),
     foreign_parameters: (ValueError, "'head.weight'.* is not in this optimizer"),
     in_buffers: (RuntimeError, "gradients_in_buffers"),
-    static_graph: (ValueError, "is not in this optimizer|static_graph=False"),
+    static_graph: (ValueError, "expected DistributedDataParallel.static_graph=False"),
     wrapped_twice: (ValueError, "'body.0.weight' is in two"),
     another_hook: (ValueError, "without a communication hook"),
 }
