@@ -13,6 +13,7 @@ from dotkd.assembly import Parts
 from dotkd.batch_statistics import BatchStatistics
 from dotkd.config import Config
 from dotkd.data import Batch
+from dotkd.data.transfer import to_device
 from dotkd.distiller import refuse_non_finite
 from dotkd.methods.activations import logits_of
 from dotkd.metrics import Means
@@ -121,7 +122,7 @@ class Stepper:
             return {"task": task}, logits
         index = None
         if self.known is not None or self._distiller.objective.wants_index:
-            index = batch.index.to(self._device, non_blocking=True)
+            index = to_device(batch.index, self._device)
         return self._distiller.streams(
             batch.inputs,
             batch.targets,
