@@ -64,7 +64,7 @@ class Trainer:
         if not resuming and any((self.out / name).exists() for name in _PARTS):
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
         parts = assemble(config)
-        self.device, self.dataset = parts.device, parts.dataset
+        self.device, self.dataset, self._execution = parts.device, parts.dataset, parts.execution
         self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
         self.teacher = parts.distiller.teacher if parts.distiller else None
         if self._untrained is not None:
@@ -256,6 +256,7 @@ class Trainer:
             self._history,
             self.device,
             status=status,
+            execution=self._execution.as_json(),
             losses={split: {"task": v.task_loss, "distill": v.distill_loss} for split, v in finals.items()},
             teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
             seconds=self._seconds,
