@@ -151,8 +151,15 @@ class Config(BaseModel):
     )
 
     # machine and output
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
-    compile: bool = Field(default=False, description="compile the student with torch.compile")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the forward and backward passes; auto: bf16 on a GPU that has it, else fp32"
+    )
+    compile: bool | Literal["auto"] = Field(
+        default="auto", description="compile the step, or with methods that look inside the student; auto: no"
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        default="auto", description="layout of pictures in memory; auto: on a GPU in 16 bits"
+    )
     low_memory: bool = Field(
         default=False, description="gradients are added to the momentum buffers as they arise and never kept, SGD forms"
     )

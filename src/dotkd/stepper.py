@@ -13,14 +13,15 @@ from dotkd.assembly import Parts
 from dotkd.batch_statistics import BatchStatistics
 from dotkd.config import Config
 from dotkd.data import Batch
-from dotkd.distiller import refuse_non_finite
+from dotkd.data.transfer import to_device
+from dotkd.distiller import Distiller, refuse_non_finite
 from dotkd.methods.activations import logits_of
 from dotkd.metrics import Means
+from dotkd.models.hubs import is_of_library
 from dotkd.randomness import random_state, restore_random_state
 from dotkd.schedule import learning_rate
 from dotkd.summary import where_not_finite
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dotkd.whole_step import Computed, WholeStep
 
 
 class Stepper:
@@ -33,16 +34,23 @@ class Stepper:
         self.optimizer = parts.plan.optimizer  # before the student is compiled: it sees to the second backward pass
         self._distiller = parts.distiller if config.method != "none" else None
         self._forward: Callable[[Tensor], Any] = parts.student
-        if config.compile and self._distiller:
+        self._execution = parts.execution
+        self._whole: WholeStep | None = None
+        if parts.execution.compiled and compiles_whole(config, self._distiller):
+            self._whole = self._whole_step()
+        elif parts.execution.compiled and self._distiller:
             self._distiller.compile()
-        elif config.compile:
+        elif parts.execution.compiled:
             self._forward = cast("Callable[[Tensor], Any]", torch.compile(parts.student))
+        if self._distiller and self._whole is None:
+            self._distiller.overlap()
         self.means = Means(parts.device)
-        self._scaler = torch.amp.GradScaler(parts.device.type, enabled=config.precision == "fp16")
+        self._scaler = torch.amp.GradScaler(parts.device.type, enabled=parts.execution.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=parts.device) if config.clip_norm else None
         self.extra = self._distiller.extra if self._distiller else nn.ModuleDict()
         self._statistics = BatchStatistics(nn.ModuleList([parts.student, self.extra]))
         self._skipped_before = 0
+        self._share, self._portion = torch.ones(2, device=parts.device).unbind()
 
     @property
     def skipped_steps(self) -> int:
@@ -53,12 +61,17 @@ class Stepper:
         """Optimizer step ``number`` of the run (from 0). Nothing here may wait for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, number, self._steps_per_epoch)
+        batch = self._arranged(batch)
         self._statistics.remember()
         for part in batch.chunks(self._config.accumulate):
-            with self.autocast():
-                losses, logits = self._losses(part, number)
-            loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
-            self._scaler.scale(loss * (len(part.targets) / len(batch.targets))).backward()
+            portion = len(part.targets) / len(batch.targets)
+            if self._whole:
+                losses, logits = self._fill(self._whole, part, number, portion)
+            else:
+                with self._execution.autocast():
+                    losses, logits = self._losses(part, number)
+                loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
+                self._scaler.scale(loss * portion).backward()
             self.means.add(losses, logits, part.targets)
         if self._clip is not None:
             self.optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
@@ -108,15 +121,48 @@ class Stepper:
         self.means.sums.copy_(state["means"])
         self._skipped_before = state["skipped"] - self.optimizer.skipped_steps
 
+    def _arranged(self, batch: Batch) -> Batch:
+        strong = None if batch.strong is None else self._execution.arranged(batch.strong)
+        return batch._replace(inputs=self._execution.arranged(batch.inputs), strong=strong)
+
+    def _whole_step(self) -> WholeStep:
+        distiller, config = self._distiller, self._config
+
+        def compute(
+            inputs: Tensor, targets: Tensor, taught: Tensor | None, strong: Tensor | None, share: Tensor
+        ) -> Computed:
+            with self._execution.autocast():
+                if distiller:
+                    losses, logits = distiller.streams(inputs, targets, taught, strong=strong)
+                else:
+                    losses, logits = self._task_loss(inputs, targets)
+            return Computed(losses, self._plan.weigh(losses, share=share), logits)
+
+        teachers = [distiller.teacher] if distiller and distiller.teacher else []
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        # Gradients are added up over micro-batches, and what adds up first is kept as it came.
+        return WholeStep(compute, [self.student, *teachers], params, keep=config.accumulate > 1)
+
+    def _fill(self, whole: WholeStep, batch: Batch, number: int, portion: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Fill the optimizer's streams from ``portion`` of a batch by the compiled step; the losses and the logits."""
+        self._share.fill_(self._plan.share(number // self._steps_per_epoch))
+        seed = self._scaler.scale(self._portion.fill_(portion))
+        computed, grads = whole(seed, batch.inputs, batch.targets, batch.taught, batch.strong, self._share)
+        self.optimizer.fill(computed.streams, grads)
+        return computed.losses, computed.logits
+
+    def _task_loss(self, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        logits = logits_of(self._forward(inputs))
+        task = F.cross_entropy(logits.float(), targets, label_smoothing=self._config.label_smoothing)
+        return {"task": task}, logits
+
     def _losses(self, batch: Batch, number: int) -> tuple[dict[str, Tensor], Tensor]:
         """The unweighted losses by stream, and the student's logits."""
         if self._distiller is None:
-            logits = logits_of(self._forward(batch.inputs))
-            task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.label_smoothing)
-            return {"task": task}, logits
+            return self._task_loss(batch.inputs, batch.targets)
         index = None
         if self._distiller.objective.wants_index:
-            index = batch.index.to(self._device, non_blocking=True)
+            index = to_device(batch.index, self._device)
         return self._distiller.streams(
             batch.inputs,
             batch.targets,
@@ -126,7 +172,20 @@ class Stepper:
             progress=number / (self._config.epochs * self._steps_per_epoch),
         )
 
-    def autocast(self) -> torch.autocast:
-        """The precision of forward passes."""
-        precision = self._config.precision
-        return torch.autocast(self._device.type, _PRECISIONS[precision], enabled=precision != "fp32")
+
+def compiles_whole(config: Config, distiller: Distiller | None) -> bool:
+    """Whether a step can be compiled as a whole, and not the student alone.
+
+    What runs in it must do the same in every step: models and methods of this library, and models of the libraries that
+    it knows, on logits, with a teacher that does not learn. Code of the user's own may have a state; methods that look
+    inside, that know the samples or that change in the course of training do. With `low_memory` there are no gradients.
+    """
+    specs = [config.student, config.teacher if config.method != "none" else config.student]
+    specs += [str(entry.get("model", config.teacher)) for entry in config.more_teachers]
+    if config.low_memory or any(":" in spec and not is_of_library(spec) for spec in specs):
+        return False
+    if distiller is None:
+        return True
+    objective = distiller.objective
+    changes = objective.looks_inside or objective.wants_index or objective.wants_progress
+    return ":" not in config.method and not changes and not config.teacher_learns

@@ -68,7 +68,7 @@ class Trainer:
         if not resuming and any((self.out / name).exists() for name in _PARTS):
             raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
         parts = assemble(config)
-        self.device, self.dataset = parts.device, parts.dataset
+        self.device, self.dataset, self._execution = parts.device, parts.dataset, parts.execution
         self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
         self.teacher = parts.distiller.teacher if parts.distiller else None
         if self._untrained is not None:
@@ -240,7 +240,7 @@ class Trainer:
         """
         self._train_teacher()
         assert self.distiller is not None
-        ask = partial(ask_teacher, self.distiller, self._stepper.autocast)
+        ask = partial(ask_teacher, self.distiller, self._execution.autocast)
         rows = self.config.batch_size // self.config.accumulate
         store = self.wanted_cache().open(room_for=views or self.config.epochs)
         return CachedTeacher(store, ask, device=self.device, rows=rows)
@@ -248,7 +248,7 @@ class Trainer:
     def wanted_cache(self) -> Wanted:
         """The cache that ``config.cache`` asks for, of the teacher as its weights are now."""
         assert self.distiller is not None
-        return Wanted.of(self.config, self.distiller, self.dataset, self.batching)
+        return Wanted.of(self.config, self.distiller, self.dataset, self.batching, self._execution.precision)
 
     def _train_teacher(self) -> None:
         if self._untrained is not None:
@@ -264,7 +264,7 @@ class Trainer:
             places = [(self._epoch, begun), (last // 2, 0), (last, self._steps_per_epoch // 2)]
             epochs = (self.batching.batches(self.dataset, device=self.device, epoch=e, start=s) for e, s in places)
             shown = (batch for epoch in epochs for batch in islice(epoch, 1))
-            spot_check(self._cache, shown, tolerance=TOLERANCE[self.config.precision])
+            spot_check(self._cache, shown, tolerance=TOLERANCE[self._execution.precision])
 
     def _cache_counts(self) -> dict[str, Any]:
         """For metrics and summary: how often the cache was read, and the teacher asked; nothing without a cache."""
@@ -319,6 +319,7 @@ class Trainer:
             self._history,
             self.device,
             status=status,
+            execution=self._execution.as_json(),
             losses={split: {"task": v.task_loss, "distill": v.distill_loss} for split, v in finals.items()},
             teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
             seconds=self._seconds,
