@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dotkd import data, models
+from dotkd import data, distributed, models
 from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
@@ -32,7 +32,7 @@ USUAL_AUGMENT: dict[str, Augment] = {
 
 
 class Parts(NamedTuple):
-    """What a run is made of. ``average`` is the moving average of the student.
+    """What a run is made of. ``average`` is the moving average of the student, ``example`` inputs of two samples.
 
     ``teacher`` is the model to be trained first, None where the weights of all teachers are given.
     """
@@ -45,6 +45,7 @@ class Parts(NamedTuple):
     distiller: Distiller | None
     plan: Plan
     average: AveragedModel | None
+    example: Tensor
 
 
 def assemble(config: Config) -> Parts:
@@ -75,7 +76,8 @@ def assemble(config: Config) -> Parts:
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
     trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
-    return Parts(device, dataset, batching, student, untrained, distiller, plan(config, trained), average)
+    optimizing = plan(config, trained)
+    return Parts(device, dataset, batching, student, untrained, distiller, optimizing, average, first.inputs[:2])
 
 
 class Batching(NamedTuple):
@@ -106,7 +108,7 @@ class Batching(NamedTuple):
     def batches(
         self, dataset: Dataset, *, device: torch.device, epoch: int = 0, start: int = 0
     ) -> Iterator[data.Batch]:
-        """The batches of an epoch from ``start`` on."""
+        """The batches of an epoch from ``start`` on; of each, this process's part."""
         return data.batches(
             dataset,
             "train",
@@ -121,6 +123,7 @@ class Batching(NamedTuple):
             mix_alpha=self.mix_alpha,
             strong=self.strong,
             views=self.views,
+            part=(distributed.rank(), distributed.size()),
             device=device,
         )
 
@@ -226,8 +229,12 @@ def build_model(spec: str, options: Mapping[str, object], dataset: Dataset, devi
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: use device=cpu or device=auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.size() > 1 and name != "cpu":
+        if name != "cuda":
+            raise ValueError(f"expected device auto, cuda or cpu in several processes, a GPU for each, got {name!r}")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

@@ -53,7 +53,7 @@ def where_not_finite(
 ) -> str:
     """Which weighted loss is not finite, and in which parameter each stream's gradient first is not.
 
-    Runs the backward passes of ``streams``; leaves the optimizer without gradients.
+    Empty where all is finite. Runs the backward passes of ``streams``; leaves the optimizer without gradients.
     """
     findings = [f"the loss of stream {name!r} is not finite" for name, loss in streams.items() if not loss.isfinite()]
     optimizer.backward(**streams)
@@ -64,4 +64,4 @@ def where_not_finite(
         if first is not None:
             findings.append(f"the gradient of stream {stream!r} is not finite, first in {first}")
     optimizer.zero_grad()
-    return "; ".join(findings) or "on its own this batch is finite in float32: the loss scale may be at its end"
+    return "; ".join(findings)
