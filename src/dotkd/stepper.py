@@ -209,7 +209,7 @@ def _together(model: nn.Module, student: nn.Module, example: Tensor) -> Distribu
     trained = [p for p in student.parameters() if p.requires_grad]
     with in_eval_mode(student):
         logits = logits_of(student(example))
-    reached: Sequence[Tensor | None] = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
+    reached = cast("Sequence[Tensor | None]", torch.autograd.grad(logits.sum(), trained, allow_unused=True))
     # Looking for parameters without a gradient costs time in every step, so it is done only where there are some.
     # Buffers are seen to here: DDP would move them between the two passes of a method with two views.
     unused = any(grad is None for grad in reached)
