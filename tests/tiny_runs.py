@@ -193,6 +193,25 @@ def faulty_inside(input_shape, step):
     return Net(math.prod(input_shape), FaultyInside(step), nn.BatchNorm1d(8), nn.ReLU())
 
 
+class Signalled(Net):
+    """In its training step `step` (from 1) process `rank` of several is sent a signal, before any restart."""
+
+    def __init__(self, features: int, step: int, number: int, rank: int) -> None:
+        super().__init__(features, nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.step, self.number, self.rank, self.calls = step, number, rank, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and os.environ["RANK"] == str(self.rank)
+        if self.training and first and self.calls == self.step:
+            os.kill(os.getpid(), self.number)
+        return super().forward(inputs)
+
+
+def signalled(input_shape, step, number, rank):
+    return Signalled(math.prod(input_shape), step, number, rank)
+
+
 class NaNTeacher(nn.Module):
     """Not finite for samples whose first number lies above `above`, and for whole batches of `size` samples."""
 

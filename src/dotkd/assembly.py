@@ -67,6 +67,8 @@ def assemble(config: Config) -> Parts:
     first = next(batching.batches(dataset, device=device))
     seed_everything(config.seed, device)
     student = build_model(config.student, config.student_options, dataset, device)
+    if config.sync_batch_norm:
+        student = _synchronised(student, device)
     if config.student_weights:
         models.load_weights(student, config.student_weights)
     average = None
@@ -75,6 +77,8 @@ def assemble(config: Config) -> Parts:
     untrained, distiller = None, None
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
+        if config.sync_batch_norm and distiller.objective.module is not None:
+            distiller.objective.module = _synchronised(distiller.objective.module, device)
     trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
     optimizing = plan(config, trained)
     return Parts(device, dataset, batching, student, untrained, distiller, optimizing, average, first.inputs[:2])
@@ -226,6 +230,16 @@ def build_model(spec: str, options: Mapping[str, object], dataset: Dataset, devi
             f"expected {spec} to give logits of shape (N, {classes}) for {dataset.name}, got {tuple(logits.shape)}"
         )
     return model
+
+
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norm over the batches of all processes; alone, as it is.
+
+    What hooks the layers has to come later: they are replaced.
+    """
+    if device.type == "cpu":
+        raise ValueError("expected a GPU for sync_batch_norm, torch has none on the CPU: got device cpu")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if distributed.size() > 1 else model
 
 
 def _device(name: str) -> torch.device:

@@ -147,6 +147,9 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
     compile: bool = Field(default=False, description="compile the student with torch.compile")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    sync_batch_norm: bool = Field(
+        default=False, description="batch norm over the whole batch where several processes share it; GPUs only"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="of initialisation, order and augmentation; not of the splits"

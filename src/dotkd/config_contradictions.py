@@ -93,6 +93,9 @@ def _optimization(config: Config) -> Iterator[tuple[set[str], str]]:
             {"accumulate", "batch_size"},
             f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
         )
+    if config.sync_batch_norm and config.device == "cpu":
+        text = "sync_batch_norm: expected false with device cpu, where torch has none, got true"
+        yield {"sync_batch_norm", "device"}, text
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         hint = nearest(config.device, ("auto", "cpu", "cuda", "cuda:0"))
         yield {"device"}, f"device: expected auto, cpu, cuda or cuda:N, got {shown(config.device)}{hint}"

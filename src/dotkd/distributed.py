@@ -14,6 +14,8 @@ import hashlib
 import math
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -71,18 +73,48 @@ def process_group() -> Generator[None, None, None]:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     timeout = _timeout()
-    dist.init_process_group(backend, timeout=timeout)
+    store, own_rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    store = _of_this_start(store, own_rank, count, timeout)
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=count, timeout=timeout)
     try:
         yield
     except RuntimeError as error:
         if _LOST.search(str(error)) and not isinstance(error, PeerLost):
+            reason = str(error).splitlines()[0].partition(" This is typically")[0]
             raise PeerLost(
                 f"another process of this run ended or did not answer for {timeout.total_seconds():.0f} s "
-                f"({TIMEOUT} sets that): {str(error).splitlines()[0]}"
+                f"({TIMEOUT} sets that): {reason}"
             ) from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store, own_rank: int, count: int, timeout: timedelta) -> dist.Store:
+    """The part of ``store`` that no earlier start has written to.
+
+    torchrun may keep the store when it starts the processes again, and with it the addresses of those that are gone.
+    So every process leaves a note that nobody left before. The main one lists the notes that it finds until all
+    processes have answered; a process that finds its own in the list knows that the main one's there is of this start.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"dotkd/note/{own_rank}", own)
+    others = range(1, count)
+    while True:
+        if own_rank == 0:
+            notes = [own, *(store.get(f"dotkd/note/{k}").decode() for k in others)]
+            store.set("dotkd/notes", " ".join(notes))
+            answers = [f"dotkd/answer/{k}" for k in others]
+            if store.check(answers) and all(store.get(answer).decode() == own for answer in answers):
+                return dist.PrefixStore(own, store)
+        else:
+            notes = store.get("dotkd/notes").decode().split()
+            if len(notes) == count and notes[own_rank] == own:
+                store.set(f"dotkd/answer/{own_rank}", notes[0])
+                return dist.PrefixStore(notes[0], store)
+        if time.monotonic() > deadline:
+            raise PeerLost(f"the other processes of this run did not start within {timeout.total_seconds():.0f} s")
+        time.sleep(0.02)
 
 
 def _timeout() -> timedelta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -212,5 +213,7 @@ def _together(model: nn.Module, student: nn.Module, example: Tensor) -> Distribu
     reached = cast("Sequence[Tensor | None]", torch.autograd.grad(logits.sum(), trained, allow_unused=True))
     # Looking for parameters without a gradient costs time in every step, so it is done only where there are some.
     # Buffers are seen to here: DDP would move them between the two passes of a method with two views.
-    unused = any(grad is None for grad in reached)
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
+    options: dict[str, Any] = {"find_unused_parameters": any(grad is None for grad in reached)}
+    known = inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.13 has another name for it
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    return DistributedDataParallel(model, **options)

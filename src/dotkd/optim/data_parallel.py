@@ -312,7 +312,7 @@ class DataParallel:
 
     def _current_rules(self) -> list[dict[str, Any]]:
         keys = self._optimizer.defaults.keys() - {"lr"}
-        return [copy.deepcopy({key: group[key] for key in keys}) for group in self._optimizer.param_groups]
+        return [copy.deepcopy({key: group[key] for key in keys & group.keys()}) for group in self._optimizer.param_groups]
 
 
 def _check(optimizer: StreamOptimizer, modules: Sequence[DistributedDataParallel], reduce: Reduce | None) -> None:
