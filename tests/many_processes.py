@@ -1,7 +1,8 @@
 """Several processes that carry out trainings one after the other, started once for all of them: a start is what costs.
 
 As a script it is one of these processes: it reads a list of jobs, takes its part in each, and where a job fails writes
-OUT/error-RANK.txt. A job is `{"out": ..., "config": {...}, "stop": [rank, step], "resume": bool}`, the last two optional.
+OUT/error-RANK.txt. A job is `{"out": ..., "config": {...}, "stop": [rank, step], "resume": bool}`, the last two of them
+optional; `config` may be a list, one for each process. What each process holds in the end is in OUT/held-RANK.txt.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ def error(out: Path, rank: int = 0) -> str:
 def main(listed: Path) -> None:
     torchvision_stubs.install()
     from dotkd import Config, Trainer, distributed
-    from dotkd.randomness import random_state
     from tiny_runs import before_each_step, plain, signal_in
 
     with distributed.process_group():
         for job in json.loads(listed.read_text()):
             out, stop = Path(job["out"]), job.get("stop")
-            config = job["config"][distributed.rank()] if isinstance(job["config"], list) else job["config"]
+            config = job.get("config")
+            config = config[distributed.rank()] if isinstance(config, list) else config
             stopping = nullcontext()
             if stop and stop[0] == distributed.rank():
                 stopping = before_each_step(signal_in(stop[1], signal.SIGTERM))
@@ -79,7 +80,6 @@ def main(listed: Path) -> None:
                     trainer.fit()
                 held = {**trainer.student.state_dict(), **trainer._stepper.extra.state_dict()}
                 (out / f"held-{distributed.rank()}.txt").write_text(repr(plain(held)))
-                (out / f"random-{distributed.rank()}.txt").write_text(repr(plain(random_state(trainer.device))))
             except Exception as failure:
                 out.mkdir(parents=True, exist_ok=True)
                 (out / f"error-{distributed.rank()}.txt").write_text(f"{type(failure).__name__}: {failure}")

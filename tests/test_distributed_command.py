@@ -4,12 +4,12 @@
   words again, and the run goes on from its newest checkpoint to the very bits of a run that nothing happened to.
 - SIGTERM to one process stops all after the same step, with a checkpoint and exit code 75, and the message once;
   `dotkd resume` under torchrun goes on to the same bits.
-- A verb for one process refuses to be several, an error of all is told once, and a wrong time-out is named.
+- A verb for one process refuses to be several; a wrong time-out is named. One process of torchrun's goes on with its own
+  run too, and refuses another's.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -17,9 +17,10 @@ import sys
 
 import pytest
 
-from dotkd import distributed
+from dotkd import Trainer, distributed
 from dotkd.checkpoint import load_latest
 from dotkd.cli import failures, ranks
+from dotkd.trainer import RunExists
 from many_processes import environment, train_together
 from tiny_runs import everything, given_teacher, tiny, vectors
 
@@ -68,3 +69,33 @@ def test_a_signal_to_one_stops_all_and_resume_goes_on(home, whole):
     # In the file, so that the resumed run is not signalled in its turn.
     assert torchrun("resume", str(out), restarts=0).returncode == 0
     assert everything(out) == whole[signal.SIGTERM]
+
+
+@pytest.mark.parametrize("verb", ["compare", "eval"])
+def test_other_verbs_are_for_one_process(monkeypatch, verb):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    ranks.refuse_several("train")
+    with pytest.raises(ValueError, match=f"`dotkd {verb}` is for one process, and was started as 2: start it without"):
+        ranks.refuse_several(verb)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "nan"])
+def test_a_time_out_is_a_number_of_seconds(monkeypatch, text):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DOTKD_TIMEOUT", text)
+    told = f"expected DOTKD_TIMEOUT to be a number of seconds > 0, got '{text}'"
+    with pytest.raises(ValueError, match=told), distributed.process_group():
+        pass
+
+
+def test_one_process_of_torchrun_goes_on_with_its_own_run_alone(home, monkeypatch):
+    given = tiny(vectors(home), trainer="dot", **given_teacher(home))
+    Trainer(given, home / "alone").fit()
+    with pytest.raises(RunExists, match="already holds a run"):
+        Trainer(given, home / "alone")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert Trainer(given, home / "alone").fit()["steps"] == 8
+    with pytest.raises(RunExists, match="already holds a run"):
+        Trainer(given.replace(seed=1), home / "alone")

@@ -30,7 +30,7 @@ class StopRequest:
 def stop_on_signal() -> Generator[StopRequest]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect.
 
-    Not so in one of several processes, where one signal may come twice, from the system and from the launcher.
+    Under torchrun it has none: one signal may come twice there, from the system and from torchrun.
     Only the main thread can receive signals: elsewhere this does nothing.
     """
     stop = StopRequest()
@@ -41,7 +41,7 @@ def stop_on_signal() -> Generator[StopRequest]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
-        if distributed.size() == 1:
+        if not distributed.restartable():
             signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
