@@ -4,8 +4,8 @@
   words again, and the run goes on from its newest checkpoint to the very bits of a run that nothing happened to.
 - SIGTERM to one process stops all after the same step, with a checkpoint and exit code 75, and the message once;
   `dotkd resume` under torchrun goes on to the same bits.
-- A verb for one process refuses to be several; a wrong time-out is named. One process of torchrun's goes on with its own
-  run too, and refuses another's.
+- A verb for one process refuses to be several; a wrong time-out is named. One process of torchrun's, too, goes on with
+  its own run and refuses another's.
 """
 
 from __future__ import annotations

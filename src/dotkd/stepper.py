@@ -128,7 +128,7 @@ class Stepper:
             losses, _ = self._losses(batch, number)
             streams = self._plan.weigh(losses, number // self._steps_per_epoch)
             named = [*self.student.named_parameters(), *self.extra.named_parameters()]
-            return where_not_finite(self.optimizer, streams, named)
+            return where_not_finite(streams, named)
 
     def state(self) -> dict[str, Any]:
         """All that a step changes but the student: nested dicts of tensors and plain values.
