@@ -63,7 +63,7 @@ def error(out: Path, rank: int = 0) -> str:
 
 def main(listed: Path) -> None:
     torchvision_stubs.install()
-    from dotkd import Config, Trainer, distributed
+    from dotkd import Config, Trainer, distributed, sharding
     from tiny_runs import before_each_step, plain, signal_in
 
     with distributed.process_group():
@@ -78,7 +78,7 @@ def main(listed: Path) -> None:
                 with stopping:
                     trainer = Trainer.resume(out) if job.get("resume") else Trainer(Config(**config), out)
                     trainer.fit()
-                held = {**trainer.student.state_dict(), **trainer._stepper.extra.state_dict()}
+                held = sharding.whole({**trainer.student.state_dict(), **trainer._stepper.extra.state_dict()})
                 (out / f"held-{distributed.rank()}.txt").write_text(repr(plain(held)))
             except Exception as failure:
                 out.mkdir(parents=True, exist_ok=True)

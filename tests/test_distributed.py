@@ -7,6 +7,7 @@
 - What the memories of CRD, the averages of CORSD and the margins of OFD hold is what the whole batch makes of them.
 - All processes hold the same weights and buffers, of batch norm too: running statistics are those of the main one.
 - A loss that is not finite in one process is a skipped step in all, and what ends the run says where it was.
+- `parallel=fsdp` spreads the weights of student, teacher and projector, to the same result and the same files.
 - A run stopped in n processes goes on in m, exact to rounding, with a warning; what is random then is drawn anew.
 - A batch that cannot be shared, configs that differ and a folder with another run are refused in all processes.
 """
@@ -36,6 +37,14 @@ EXACT = {
     "no teacher": {"trainer": "sgd", "method": "none"},
     "self": {"teacher": "self", "teacher_options": {}, "teacher_weights": None, "ema": 0.5},
     "teacher first": {"teacher": "tiny_runs:double_smooth", "teacher_options": {}, "teacher_weights": None},
+}
+SHARDED = {
+    "dot": {"nesterov": True},
+    "dot-adamw": {"trainer": "dot-adamw", "lr": 0.01},
+    "clipped": {"clip_norm": 0.3},
+    "micro-batches": {"accumulate": 3},
+    "projector": {"method": "tiny_runs:DoubleHint"},
+    "teacher first": EXACT["teacher first"],
 }
 OF_FOUR = ("dot", "dot-adamw", "micro-batches")
 # One step on all samples: nothing that is drawn at random has come into what is looked at.
@@ -70,6 +79,9 @@ def job(home, out, **changes):
 def many(home):
     """Where runs of 2 and 4 processes are, as "2 NAME" and "4 NAME"."""
     jobs = [job(home, f"2 {name}", **changes) for name, changes in {**EXACT, **STATES, **OTHERS}.items()]
+    jobs += [job(home, f"fsdp {name}", parallel="fsdp", **changes) for name, changes in SHARDED.items()]
+    jobs.append(job(home, "fsdp stopped", parallel="fsdp", log_every=1) | {"stop": [1, 6]})
+    jobs.append({"out": str(home / "fsdp stopped"), "resume": True})
     jobs.append(job(home, "2 dot", seed=3))
     jobs.append(job(home, "2 stopped", **STOPPED) | {"stop": [1, 6]})
     differing = [job(home, "", **changes)["config"] for changes in ({}, {"lr": 0.01, "seed": 3})]
@@ -120,6 +132,15 @@ def test_two_processes_are_one(many, one, name):
     assert_alike(many / f"2 {name}", one(name, **EXACT[name]), tolerance=1e-12)
 
 
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_with_sharded_weights_are_one(many, one, name):
+    assert_alike(many / f"fsdp {name}", one(name, **EXACT[name]), tolerance=1e-12)
+
+
+def test_a_sharded_run_goes_on_from_a_checkpoint_that_anybody_can_read(many, one):
+    assert_alike(many / "fsdp stopped", one("whole without average", log_every=1), tolerance=1e-12)
+
+
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_processes_are_one(many, one, name):
     assert_alike(many / f"4 {name}", one(name, **EXACT[name]), tolerance=1e-12)
@@ -149,7 +170,7 @@ def test_one_loss_that_is_not_finite_is_a_skipped_step_in_all(many, one):
     alone = one("not finite", **OTHERS["not finite"])
     assert json.loads((many / "2 not finite" / "summary.json").read_text())["skipped_steps"] == 2
     assert_close(_weights(many / "2 not finite"), _weights(alone), rtol=0, atol=1e-6)
-    told = "Diverged: 2 steps in a row skipped since step 4: the loss of stream 'task' is not finite"
+    told = "Diverged: 3 steps in a row skipped since step 4: the loss of stream 'task' is not finite"
     for rank in (0, 1):  # also in the process whose own losses are in order
         assert error(many / "2 diverged", rank).startswith(told)
 

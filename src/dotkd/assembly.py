@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -79,9 +79,13 @@ def assemble(config: Config) -> Parts:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
         if config.sync_batch_norm and distiller.objective.module is not None:
             distiller.objective.module = _synchronised(distiller.objective.module, device)
-    trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
-    optimizing = plan(config, trained)
+    optimizing = plan(config, trained_parameters(config, student, distiller))
     return Parts(device, dataset, batching, student, untrained, distiller, optimizing, average, first.inputs[:2])
+
+
+def trained_parameters(config: Config, student: nn.Module, distiller: Distiller | None) -> Iterable[nn.Parameter]:
+    """What the optimizer is given."""
+    return distiller.parameters() if distiller and config.method != "none" else student.parameters()
 
 
 class Batching(NamedTuple):

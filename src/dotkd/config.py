@@ -147,6 +147,9 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
     compile: bool = Field(default=False, description="compile the student with torch.compile")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="in several processes, weights are kept whole in each (ddp) or spread (fsdp)"
+    )
     sync_batch_norm: bool = Field(
         default=False, description="batch norm over the whole batch where several processes share it; GPUs only"
     )

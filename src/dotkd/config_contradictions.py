@@ -26,6 +26,22 @@ def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
     yield from _schedule(config)
     yield from _names(config)
     yield from _objective(config)
+    yield from _sharded(config)
+
+
+def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
+    """What a student that is spread over processes cannot have yet."""
+    if config.parallel != "fsdp":
+        return
+    wrong = {
+        "ema": config.ema is not None,
+        "compile": config.compile,
+        "precision": config.precision == "fp16",
+        "teacher_learns": bool(config.teacher_learns),
+        "method": config.method == "srrl",  # it applies the teacher's last layer outside of the teacher
+    }
+    for key in (key for key, found in wrong.items() if found):
+        yield {key, "parallel"}, f"{key}: not with parallel fsdp, got {shown(getattr(config, key))}; take parallel=ddp"
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:

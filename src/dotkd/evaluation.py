@@ -41,7 +41,8 @@ def _logits(
     ask: Callable[[Batch], Tensor], dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device
 ) -> Tensor:
     """What ``ask`` says of each batch, (B, C), for a whole split: (N, C), float32."""
-    parts = [ask(batch).float() for batch in _own_share(dataset, split, batch_size=batch_size, device=device)]
+    batching = _own_share(dataset, split, batch_size=batch_size, device=device)
+    parts = [logits for logits, counts in ((ask(batch).float(), counts) for batch, counts in batching) if counts]
     if distributed.size() == 1:
         return torch.cat(parts)
     samples = len(getattr(dataset, split).targets)
@@ -51,10 +52,19 @@ def _logits(
     return distributed.joined_shares(torch.cat([none, *parts]), counts)
 
 
-def _own_share(dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of a split that are this process's to look at."""
-    share = distributed.shares_of(batch_count(dataset, split, batch_size=batch_size))[distributed.rank()]
-    return islice(batches(dataset, split, batch_size=batch_size, start=share.start, device=device), len(share))
+def _own_share(
+    dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[Batch, bool]]:
+    """The batches of a split that this process looks at, and whether they are its own share.
+
+    All processes look at equally many, which a sharded model needs; one that they do not share out evenly twice.
+    """
+    count = batch_count(dataset, split, batch_size=batch_size)
+    shares = distributed.shares_of(count)
+    share, most = shares[distributed.rank()], max(map(len, shares))
+    start = min(share.start, count - most)
+    found = batches(dataset, split, batch_size=batch_size, start=start, device=device)
+    return ((batch, number in share) for number, batch in enumerate(islice(found, most), start))
 
 
 def score(logits: Tensor, targets: Tensor) -> Scores:
@@ -151,12 +161,13 @@ class Examiner:
         module = distiller.objective.module
         assert module is not None
         with in_eval_mode(distiller.student), in_eval_mode(module):
-            for batch in _own_share(self._dataset, split, batch_size=self._batch_size, device=self._device):
+            batching = _own_share(self._dataset, split, batch_size=self._batch_size, device=self._device)
+            for batch, counts in batching:
                 index = batch.index.to(self._device)
                 seen, taught = distiller.observe(batch.inputs, batch.targets, index=index)
                 found = distiller.distill_losses(seen, taught, target=batch.targets, index=index, progress=1.0)
-                total += _distillation(found) * len(batch.targets)
-                count += len(batch.targets)
+                total += _distillation(found) * len(batch.targets) * counts
+                count += len(batch.targets) * counts
         total, samples = distributed.summed(torch.stack([total, torch.full_like(total, count)])).tolist()
         return total / samples
 

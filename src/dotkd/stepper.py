@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from dotkd import distributed
+from dotkd import distributed, sharding
 from dotkd.assembly import Parts
 from dotkd.batch_statistics import BatchStatistics
 from dotkd.config import Config
@@ -48,7 +48,8 @@ class Stepper:
         self._distiller = parts.distiller if config.method != "none" else None
         model: nn.Module = cast("nn.Module", torch.compile(parts.student)) if config.compile else parts.student
         self._together: DistributedDataParallel | None = None
-        if distributed.size() > 1:
+        self._sharded = config.parallel == "fsdp" and distributed.size() > 1
+        if distributed.size() > 1 and not self._sharded:
             self._together = model = _together(model, parts.student, parts.example)
             scaled = config.clip_norm is not None or config.precision == "fp16"
             self.optimizer.distribute(self._together, reduce="gradients" if scaled else None)
@@ -99,13 +100,17 @@ class Stepper:
             ValueError: naming the teacher's tensor.
         """
         models = [self.student, self.extra, *([self.average] if self.average else [])]
-        distributed.follow_main(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+        distributed.follow_main(buffer for model in models for buffer in model.buffers())
+        if not self._sharded:
+            distributed.follow_main(weight for model in models for weight in model.parameters())
         if self._distiller and self._distiller.teacher:
             distributed.refuse_unequal(self._distiller.teacher.state_dict().items())
+            if self._sharded:
+                sharding.shard(self._distiller.teacher, self._device)
 
     def settle(self) -> None:
         """Make all that the processes keep apart between steps equal, as :meth:`state` and an evaluation need it."""
-        if self._together:
+        if distributed.size() > 1:
             self.optimizer.average_buffers()
             distributed.follow_main(self._buffers)
 
@@ -138,10 +143,10 @@ class Stepper:
         own = {"random": random_state(self._device), "means": self.means.sums.cpu()}
         main, *others = distributed.gathered(own)
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "ema": self.average.state_dict() if self.average else None,
-            "extra": self.extra.state_dict(),
+            "extra": sharding.whole(self.extra.state_dict()),
             **main,
             "skipped": self.skipped_steps,
             **({"others": others} if others else {}),
@@ -156,7 +161,7 @@ class Stepper:
         self._scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["ema"])
-        self.extra.load_state_dict(state["extra"])
+        sharding.load_whole(self.extra, state["extra"])
         self._skipped_before = state["skipped"] - self.optimizer.skipped_steps
         saved = [state, *state.get("others", [])]
         if len(saved) == distributed.size():

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dotkd import checkpoint, data, distributed, models
+from dotkd import checkpoint, data, distributed, models, sharding
 from dotkd.assembly import assemble
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
@@ -68,6 +68,8 @@ class Trainer:
         if not resuming:
             distributed.main_decides(partial(refuse_other_run, self.out, config))
         parts = distributed.all_or_none(partial(assemble, config))
+        if config.parallel == "fsdp" and distributed.size() > 1:
+            parts = sharding.spread(config, parts)
         self.device, self.dataset = parts.device, parts.dataset
         self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
         self.teacher = parts.distiller.teacher if parts.distiller else None
@@ -242,13 +244,13 @@ class Trainer:
             "metrics": log.position,
             "fingerprint": self.dataset.fingerprint,
         }
-        student = self.student.state_dict()
+        student = sharding.whole(self.student.state_dict())
         distributed.main_decides(
             lambda: str(checkpoint.save(self.out / "checkpoints", self._step, student=student, state=state))
         )
 
     def _write(self, name: str, model: nn.Module) -> None:
-        path, weights = self.out / f"{name}.safetensors", model.state_dict()
+        path, weights = self.out / f"{name}.safetensors", sharding.whole(model.state_dict())
         distributed.main_decides(partial(save_weights, path, weights))
 
     def _restore(self) -> int:
@@ -262,7 +264,7 @@ class Trainer:
         if state["fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")
         try:
-            self.student.load_state_dict(found.student)
+            sharding.load_whole(self.student, found.student)
         except RuntimeError as error:
             raise ValueError(f"{found.path} does not fit the student of {self.out}/config.yaml: {error}") from error
         processes = self._stepper.load_state(state, found.step)
