@@ -167,6 +167,12 @@ class Config(BaseModel):
         default=False, description="the student's blocks are computed again in each backward pass, not kept"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="in several processes, weights are kept whole in each (ddp) or spread (fsdp)"
+    )
+    sync_batch_norm: bool = Field(
+        default=False, description="batch norm over the whole batch where several processes share it; GPUs only"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="of initialisation, order and augmentation; not of the splits"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,9 +131,9 @@ class Distiller:
         if self.objective.module is not None:
             self.objective.module.train()
 
-    def compile(self) -> None:
-        """Run the student through torch.compile from now on."""
-        self._forward = cast("Callable[[Tensor], Any]", torch.compile(self.student))
+    def run_student_by(self, forward: Callable[[Tensor], Any]) -> None:
+        """Call ``forward``, which wraps the student (compiled, or in DistributedDataParallel), from now on."""
+        self._forward = forward
 
     def overlap(self) -> None:
         """On CUDA, run a teacher that does not learn on a stream of its own from now on, while the student runs.
