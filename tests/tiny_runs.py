@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dotkd import Config, Trainer, models
 from dotkd.checkpoint import load_latest
+from dotkd.methods.activations import Activations, Anatomy
 from dotkd.trainer import Interrupted
 
 CLASSES, FEATURES = 3, 8
@@ -170,21 +171,35 @@ def double_smooth(num_classes, input_shape):
     return Double(math.prod(input_shape), nn.Tanh(), classes=num_classes)
 
 
-class Faulty(Net):
-    """Not finite in its training steps `first` to `last` (from 1)."""
+class DoubleHint(nn.Module):
+    """A projector in float64 between the embeddings, and a tanh so that all of it is bent."""
 
-    def __init__(self, features: int, first: int, last: int) -> None:
+    needs = ("embedding",)
+
+    def __init__(self, student: Anatomy, teacher: Anatomy) -> None:
+        super().__init__()
+        self.map = nn.Linear(student.embedding, teacher.embedding).double()
+
+    def forward(self, student: Activations, teacher: Activations) -> Tensor:
+        return (self.map(student.embedding).tanh() - teacher.embedding).square().mean()
+
+
+class Faulty(Net):
+    """Not finite in its training steps `first` to `last` (from 1); of several processes, in number `rank` alone."""
+
+    def __init__(self, features: int, first: int, last: int, rank: int | None) -> None:
         super().__init__(features, nn.Tanh())
         self.first, self.last, self.calls = first, last, 0
+        self.well = rank is not None and os.environ.get("RANK", str(rank)) != str(rank)
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls += self.training
-        bad = self.training and self.first <= self.calls <= self.last
+        bad = self.training and self.first <= self.calls <= self.last and not self.well
         return super().forward(inputs) * (math.nan if bad else 1.0)
 
 
-def faulty(input_shape, first=1, last=10**9):
-    return Faulty(math.prod(input_shape), first, last)
+def faulty(input_shape, first=1, last=10**9, rank=None):
+    return Faulty(math.prod(input_shape), first, last, rank)
 
 
 class FaultyInside(nn.Module):
@@ -204,6 +219,25 @@ def faulty_inside(input_shape, step):
     return Net(math.prod(input_shape), FaultyInside(step), nn.BatchNorm1d(8), nn.ReLU())
 
 
+class Signalled(Net):
+    """In its training step `step` (from 1) process `rank` of several is sent a signal, before any restart."""
+
+    def __init__(self, features: int, step: int, number: int, rank: int) -> None:
+        super().__init__(features, nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.step, self.number, self.rank, self.calls = step, number, rank, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and os.environ["RANK"] == str(self.rank)
+        if self.training and first and self.calls == self.step:
+            os.kill(os.getpid(), self.number)
+        return super().forward(inputs)
+
+
+def signalled(input_shape, step, number, rank):
+    return Signalled(math.prod(input_shape), step, number, rank)
+
+
 class NaNTeacher(nn.Module):
     """Not finite for samples whose first number lies above `above`, and for whole batches of `size` samples."""
 
@@ -219,6 +253,10 @@ class NaNTeacher(nn.Module):
 
 def nan_teacher(input_shape, above=math.inf, size=-1):
     return NaNTeacher(math.prod(input_shape), above, size)
+
+
+def linear(num_classes, input_shape):
+    return nn.Linear(math.prod(input_shape), num_classes)
 
 
 def too_wide(num_classes, input_shape):

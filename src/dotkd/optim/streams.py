@@ -10,12 +10,13 @@ An ordinary optimizer sees the gradient of the sum. A :class:`StreamOptimizer` s
   change of ``p.grad`` is refused, because no stream would know of it.
 * A step in which any stream is not finite is skipped: no parameter and no buffer changes. The decision is taken on the
   device, so nothing waits for it.
+* Under DistributedDataParallel all streams are averaged over the ranks (``data_parallel.py`` says how).
 """
 
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
+from dotkd.optim.many_devices import ManyDevices
+from dotkd.optim.shards import mesh_of, reduce_over, spread_as, whole
 
 
 class _Join(torch.autograd.Function):
@@ -48,7 +51,23 @@ class _Join(torch.autograd.Function):
         return None, None, None
 
 
-class StreamOptimizer(torch.optim.Optimizer, ABC):
+def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
+    """An ordinary backward pass, the gradient of ``loss`` being ``scale``; only the last one frees the graph.
+
+    Raises RuntimeError where a compiled graph serves one pass only.
+    """
+    try:
+        torch.autograd.backward(loss, None if scale is None else scale.to(loss.dtype), retain_graph=not last)
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "the model was compiled and run before this optimizer existed, so its graph serves one backward "
+                "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
+            ) from error
+        raise
+
+
+class StreamOptimizer(ManyDevices):
     """Base of the optimizers that keep one gradient per named loss. Subclasses implement ``_update``."""
 
     # GradScaler then hands over its scale and its overflow flag instead of reading the flag on the host.
@@ -121,6 +140,35 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         anchor = torch.zeros((), device=checked[self._streams[0]].device, requires_grad=True)
         return cast("Tensor", _Join.apply(anchor, self, checked))
 
+    @torch.no_grad()
+    def fill(self, losses: Mapping[str, Tensor], grads: Mapping[str, Sequence[Tensor | None]]) -> None:
+        """As :meth:`backward`, where the gradients have been computed already, as in a step compiled as a whole.
+
+        Args:
+            losses: by stream, shape () each, as :meth:`backward` takes them; only whether they are finite counts.
+            grads: by stream, for each parameter that requires grad, in the order of the groups, its gradient, or None
+                where the loss does not reach it. They become the optimizer's.
+
+        Raises:
+            ValueError: a stream is missing or unknown, or gradients do not fit the parameters.
+            RuntimeError: a loss reaches no parameter.
+        """
+        params = self._trainable()
+        for name in self._named(losses, grads):
+            shapes = [None if grad is None else grad.shape for grad in grads[name]]
+            if len(shapes) != len(params):
+                raise ValueError(f"expected {len(params)} gradients for stream {name!r}, got {len(shapes)}")
+            for shape, p in zip(shapes, params, strict=True):
+                if shape not in (None, p.shape):
+                    raise ValueError(
+                        f"expected a gradient of shape {tuple(p.shape)} in stream {name!r}, got {tuple(shape)}"
+                    )
+        self._look_for_ranks()
+        if self._ranks is not None:
+            raise RuntimeError("fill() takes this rank's gradients alone: with several ranks use backward() or join()")
+        self._follow()
+        self._take(self._count_bad(losses), params, {name: list(grads[name]) for name in self._streams})
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of every stream, and their sum in ``p.grad``."""
         super().zero_grad(set_to_none)
@@ -136,8 +184,9 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """
         if not isinstance(max_norm, Tensor) and not max_norm > 0:
             raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
-        self._gradients.follow(self._params())
-        total = torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None])
+        self._gradients.refuse_rescaling()
+        self._gradients.follow(self._params(), look=mesh_of(self._gradients.of) is not None)
+        total = whole(torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None]))
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for (device, _), grads in self._gradients.tensors(with_sum=True).items():
             torch._foreach_mul_(grads, factor.to(device))
@@ -159,8 +208,14 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 loss = closure()
         scale: Tensor | None = getattr(self, "grad_scale", None)
         overflow: Tensor | None = getattr(self, "found_inf", None)
-        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale.
-        self._gradients.follow(self._params(), look=overflow is not None and scale is None)
+        if self._ranks is not None and self._gradients.of:
+            self._ranks.check(scaled=overflow is not None)
+        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale; what torch's clipping
+        # does to shards leaves none at all.
+        look = (overflow is not None and scale is None) or mesh_of(self._gradients.of) is not None
+        self._gradients.follow(self._params(), look=look)
+        if self._started_state():
+            return loss
         if not self._gradients.of:
             raise RuntimeError(f"step() before backward(): the streams {', '.join(self._streams)} hold no gradient")
         for group in self.param_groups:
@@ -168,10 +223,15 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         found = self._find_non_finite(scale, overflow)
         for group in self.param_groups:
             self._update(group, found)
+        if self._ranks is not None:
+            self._ranks.apart = self._ranks.world > 1 and self._gradients.state == "direction"
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded."""
+        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded.
+
+        Whole buffers become shards where the parameters are, and the other way round; then all ranks call this.
+        """
         params = self._params()
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(saved, params, strict=False):
@@ -184,7 +244,13 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             if missing := sorted(set(self.defaults) - set(theirs)):
                 raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
             self._check_group({**ours, **theirs})
-        super().load_state_dict(state_dict)
+        state = dict(state_dict["state"])
+        for index, p in zip(saved, params, strict=False):
+            if index in state:
+                state[index] = {name: spread_as(value, p) for name, value in state[index].items()}
+        super().load_state_dict({**state_dict, "state": state})
+        if self._ranks is not None:
+            self._ranks.apart = False
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_streams", "_gradients", "_bad_losses", "_skips")
@@ -196,14 +262,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if a hyper-parameter breaks its rule. Runs on construction and before every step."""
 
-    @abstractmethod
-    def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
-        """Update the group's parameters; ``found[device]`` is 1 where the step must be skipped, else 0, shape ()."""
-
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -212,10 +271,19 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"unknown stream {name!r}, expected {', '.join(self._streams)}{hint}")
 
+    def _trainable(self) -> list[Tensor]:
+        return [p for p in self._params() if p.requires_grad]
+
+    def _named(self, *by_stream: Mapping[str, Any]) -> tuple[str, ...]:
+        """The streams, for each of which every argument must have an entry."""
+        for given in by_stream:
+            self._check_names(given)
+            if missing := [name for name in self._streams if name not in given]:
+                raise ValueError(f"a step needs every stream: missing {', '.join(missing)}")
+        return self._streams
+
     def _checked(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self._check_names(losses)
-        if missing := [name for name in self._streams if name not in losses]:
-            raise ValueError(f"a step needs every stream: missing {', '.join(missing)}")
+        self._named(losses)
         for name, loss in losses.items():
             if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"expected a tensor for stream {name!r}, got {type(loss).__name__}")
@@ -225,45 +293,55 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 raise RuntimeError(f"the loss of stream {name!r} does not require grad: was it detached?")
         return {name: losses[name] for name in self._streams}
 
-    @torch.no_grad()
-    def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
+    def _follow(self) -> None:
         self._gradients.follow(self._params())
         if not self._gradients.of:  # the model was zeroed rather than the optimizer
             self._bad_losses = None
-        params = [p for p in self._params() if p.requires_grad]
+
+    @torch.no_grad()
+    def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
+        self._look_for_ranks()
+        mesh_of(self._params())  # refuses what is spread over the ranks in part only
+        self._follow()
+        params = self._trainable()
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
-        last = self._streams[-1]
+        bad = self._count_bad(losses)
         try:
+            if self._ranks is not None:  # which sees to it that all passes are averaged
+                fresh = self._ranks.passes(losses, scale, params, bad)
             # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
             # optimizer collect the sum, as after an ordinary backward().
-            for name, loss in losses.items():
+            for name, loss in losses.items() if self._ranks is None else ():
                 for p in params:
                     p.grad = None
-                torch.autograd.backward(
-                    loss, None if scale is None else scale.to(loss.dtype), retain_graph=name != last
-                )
+                backward_pass(loss, scale, last=name == self._streams[-1])
                 fresh[name] = [p.grad for p in params]
-        except RuntimeError as error:
-            if "donated buffer" in str(error):
-                raise RuntimeError(
-                    "the model was compiled and run before this optimizer existed, so its graph serves one backward "
-                    "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
-                ) from error
-            raise
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
+        self._take(bad, params, fresh)
+
+    def _count_bad(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """How many losses were not finite since zero_grad(), these included, shape ()."""
+        flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
+        return torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
+
+    def _take(self, bad: Tensor, params: list[Tensor], fresh: Fresh) -> None:
         self._refuse_unusable(fresh)
-        bad = [(~loss.detach().isfinite()).float() for loss in losses.values()]
-        self._bad_losses = torch.stack(bad if self._bad_losses is None else [*bad, self._bad_losses]).sum()
-        self._gradients.add(params, fresh)
+        self._bad_losses = bad
+        if self._ranks is not None:
+            self._ranks.take(params, fresh)
+        else:
+            self._gradients.add(params, fresh)
 
     def _refuse_unusable(self, fresh: Fresh) -> None:
         for name, grads in fresh.items():
             present = [grad for grad in grads if grad is not None]
             if not present:
-                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer")
+                held_back = "; or set_requires_gradient_sync(False) keeps its gradient back, where the streams mix"
+                hint = held_back if mesh_of(self._params()) is not None else ""
+                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer{hint}")
             if any(grad.is_sparse for grad in present):
                 raise TypeError(f"stream {name!r} has a sparse gradient, expected dense: use Embedding(sparse=False)")
 
@@ -281,10 +359,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             flag = torch.zeros((), device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, inverse.to(device))
             found = torch.maximum(found, flag.to(home))
+        reduce_over(mesh_of(self._gradients.of), found, largest=True)
         if self._skips is None:
             self._skips = torch.zeros(2, device=home)
         self._skips.add_(found)
         self._skips[1].mul_(found)
-        if scale is not None:  # the sums were written to
+        if scale is not None or self._gradients.state == "direction":  # p.grad was written to
             self._gradients.remember()
         return {device: found.to(device) for device, _ in table}
