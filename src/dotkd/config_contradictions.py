@@ -152,7 +152,7 @@ def _memory(config: Config) -> Iterator[tuple[set[str], str]]:
             yield {"low_memory", "clip_norm"}, f"clip_norm: expected null {reason}, got {config.clip_norm}"
         if config.precision == "fp16":
             yield {"low_memory", "precision"}, f"precision: expected fp32 or bf16 {reason}, got 'fp16'"
-    if config.activation_checkpointing and config.compile:
+    if config.activation_checkpointing and config.compile is True:
         text = "compile: expected false with activation_checkpointing, got true"
         yield {"activation_checkpointing", "compile"}, text
 

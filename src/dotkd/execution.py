@@ -4,7 +4,9 @@
                    matrix units of twice the rate or more; fp32 elsewhere. A CPU without instructions for bf16 imitates
                    it. fp32 is torch's own: convolutions on Ampere and later round their factors to TF32, which
                    `torch.backends.cudnn.allow_tf32` turns off, other products do not.
-    channels_last  on CUDA with 16 bits, where the matrix units want pictures so; elsewhere as torch has them
+    channels_last  on CUDA with 16 bits, where the matrix units want pictures so; elsewhere as torch has them. On a CPU
+                   it gained little or lost (0.79 to 1.13 times the time of a step), and is refused: the backward pass
+                   of a strided 1x1 convolution, as in every ResNet, writes beyond its memory there (torch 2.13, AVX2)
     compile        no: it has to be worth the minutes that compiling takes, which the device and the run decide
 
 Whatever is chosen, weights, their gradients and the optimizer's state stay float32.
@@ -35,7 +37,8 @@ class Execution(NamedTuple):
 
     @classmethod
     def of(cls, config: Config, device: torch.device, input_shape: tuple[int, ...]) -> Execution:
-        """For inputs (N, *input_shape). Raises ValueError for `channels_last` with inputs that are no images."""
+        """For inputs (N, *input_shape). Raises ValueError for `channels_last` on a CPU, or with inputs that are no
+        images."""
         precision: Precision = "fp32"
         if config.precision != "auto":
             precision = config.precision
@@ -44,6 +47,11 @@ class Execution(NamedTuple):
         images = len(input_shape) == 3
         if config.channels_last is True and not images:
             raise ValueError(f"channels_last needs inputs (C, H, W), {config.data} has {input_shape}: give auto")
+        if config.channels_last is True and device.type == "cpu":
+            raise ValueError(
+                "channels_last: expected false or auto on a CPU, where torch's strided 1x1 convolutions write beyond "
+                "their memory in that layout, got true"
+            )
         wanted = device.type == "cuda" and precision != "fp32"
         channels_last = images and (wanted if config.channels_last == "auto" else config.channels_last)
         return cls(device, precision, channels_last, config.compile is True)
