@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dotkd.bench.cached_over_online import cached_over_online
-from dotkd.bench.ddp_bytes import ddp_bytes
-from dotkd.bench.exact_step import exact_step, peak_memory
-from dotkd.bench.loader_wait import loader_wait
+from dotkd.bench.backward_passes import exact_step, peak_memory
+from dotkd.bench.cached import cached_over_online
+from dotkd.bench.communication import ddp_bytes
 from dotkd.bench.measure import Measure
-from dotkd.bench.optimizer_step import optimizer_step
 from dotkd.bench.rounds import Conditions, Quantity
+from dotkd.bench.update import optimizer_step
+from dotkd.bench.waiting import loader_wait
 
 __all__ = [
     "MEASURES",

@@ -48,25 +48,19 @@ class Measure:
 def compared(
     ours: Sequence[float],
     other: Sequence[float],
-    official: Sequence[float] | None = None,
     *,
     unit: str,
     what: str,
     goal: float,
     limit: float | None = None,
+    official: Quantity | None = None,
 ) -> Measure:
-    """The measure of values of neighbouring rounds: ours over the other, and the published one's over the other."""
+    """The measure of values of neighbouring rounds."""
     return Measure(
-        ratio=_ratio(ours, other),
-        ours=Quantity.of(ours),
-        other=Quantity.of(other),
-        unit=unit,
-        what=what,
-        goal=goal,
-        limit=limit,
-        official=None if official is None else _ratio(official, other),
+        ratio(ours, other), Quantity.of(ours), Quantity.of(other), unit, what, goal=goal, limit=limit, official=official
     )
 
 
-def _ratio(values: Sequence[float], others: Sequence[float]) -> Quantity:
+def ratio(values: Sequence[float], others: Sequence[float]) -> Quantity:
+    """Of the ratios round by round."""
     return Quantity.of([value / other for value, other in zip(values, others, strict=True)])

@@ -1,9 +1,9 @@
 """The data path of the published implementation, kept as it works there, to be measured against.
 
 Each image is a picture of Pillow's, one at a time and in worker processes: black pixels all round, a random crop of
-the old size, mirrored or not, then a tensor of its own in [0, 1], normalised channel by channel; 64 of them are stacked.
-The recipe is that of torchvision's transforms for CIFAR: RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor,
-Normalize. Written from their description; torchvision is not needed.
+the old size, mirrored or not, then a tensor of its own in [0, 1], normalised channel by channel; the tensors of a batch
+are stacked. These are the steps of torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and
+Normalize, written from their description, so that torchvision is not needed.
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ def timed_in_turns(
     for function in work:
         _clocked(function, conditions, 1)
     with uncollected():
-        found = repeated(
-            lambda: [_clocked(function, conditions, repeats) / repeats for function in work], conditions
-        )
+        found = repeated(lambda: [_clocked(function, conditions, repeats) / repeats for function in work], conditions)
     return [list(values) for values in zip(*found, strict=True)]
 
 

@@ -104,8 +104,8 @@ def _show(out: Console, found: dict[str, Measure], origin: dict[str, Any]) -> No
     load = "unknown" if origin["load"] is None else f"{origin['load']:.1f}"
     console.say(
         out,
-        f"Medians over n rounds and the distance between quartiles (IQR), by {origin['clock']} unless it says otherwise; "
-        f"limit: what arithmetic allows; official: the published implementation over other; {origin['hardware']}, "
+        f"Medians over n rounds and the distance between quartiles (IQR), by {origin['clock']} unless said otherwise; "
+        f"limit: what arithmetic allows; official: the published implementation over the other; {origin['hardware']}, "
         f"{origin['threads']} thread{'s' if origin['threads'] > 1 else ''}, load {load}, "
         f"torch {origin['versions']['torch']}, commit {origin['commit'] or 'unknown'}.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dotkd.bench.measure import Measure, compared
+from dotkd.bench.measure import Measure, compared, ratio
 from dotkd.bench.memory import peak_bytes
 from dotkd.bench.rounds import Conditions, timed_in_turns
 from dotkd.bench.student_step import Kind, Step, model_in_words
@@ -18,14 +18,16 @@ def exact_step(conditions: Conditions) -> Measure:
     """
     with conditions.held():
         steps = [Step(conditions.device, kind) for kind in _KINDS]
-        seconds = timed_in_turns([step.run for step in steps], conditions)
+        ours, other, official = timed_in_turns([step.run for step in steps], conditions)
     return compared(
-        *seconds,
+        ours,
+        other,
         unit="seconds",
         what="forward, two backwards, DOT.step, zero_grad / forward, backward, torch.optim.SGD.step, zero_grad; "
         f"{model_in_words()}, teacher logits given",
         goal=1.7,
         limit=5 / 3,
+        official=ratio(official, other),
     )
 
 
@@ -48,11 +50,13 @@ def peak_memory(conditions: Conditions) -> Measure:
         return peak_bytes(work, device)
 
     with conditions.held():
-        peaks = [[lived_through(kind)] for kind in _KINDS]
+        ours, other, official = ([lived_through(kind)] for kind in _KINDS)
     return compared(
-        *peaks,
+        ours,
+        other,
         unit="bytes",
         what=f"peak of tensor memory in the steps of exact_step; {model_in_words()}",
         goal=1.25,
         limit=1.0,
+        official=ratio(official, other),
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dotkd import models
 from dotkd.bench.flops import flops
-from dotkd.bench.measure import Measure, compared
+from dotkd.bench.measure import Measure, compared, ratio
 from dotkd.bench.rounds import Conditions, timed_in_turns
 from dotkd.bench.student_step import BATCH, CLASSES, SHAPE, Step
 
@@ -40,14 +40,16 @@ def cached_over_online(conditions: Conditions) -> Measure:
             Step(device, "dot", student=student(), ask=ask),
             Step(device, "published", student=student(), ask=ask),
         ]
-        seconds = timed_in_turns([step.run for step in steps], conditions)
+        cached, online, official = timed_in_turns([step.run for step in steps], conditions)
         shape = (BATCH, *SHAPE)
         own, teachers = flops(steps[0].student, shape).exact_step, flops(teacher, shape).forward
     return compared(
-        *seconds,
+        cached,
+        online,
         unit="seconds",
         what=f"DOT step, teacher logits read from a cache / asked of the teacher; {TEACHER} -> {STUDENT}, batch "
         f"{BATCH} of {SHAPE[1]}x{SHAPE[2]}, {CLASSES} classes",
         goal=0.6,
         limit=own / (own + teachers),
+        official=ratio(official, online),
     )

@@ -89,7 +89,9 @@ def _sent_in_a_step(*, dot: bool) -> int:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    sizes = [_bytes_of(e["args"]) for e in events if str(e.get("name")).startswith("gloo:") and "Input Dims" in e["args"]]
+    sizes = [
+        _bytes_of(e["args"]) for e in events if str(e.get("name")).startswith("gloo:") and "Input Dims" in e["args"]
+    ]
     if not sum(sizes):
         raise RuntimeError("torch's profiler recorded no collective: the bytes of a step cannot be counted here")
     return sum(sizes)
