@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,11 +25,15 @@ class StreamGradients:
     def __init__(self) -> None:
         self.of: dict[Tensor, dict[str, Tensor]] = {}
         self._seen: dict[Tensor, _Seen] = {}
+        # What several ranks hold: each its own gradients; their mean; or, in p.grad alone, the mean of what the step
+        # takes from the parameters, momenta included.
+        self.state: Literal["local", "averaged", "direction"] = "local"
 
     def clear(self) -> None:
         """Forget everything; ``p.grad`` is the caller's business."""
         self.of.clear()
         self._seen.clear()
+        self.state = "local"
 
     def add(self, params: list[Tensor], fresh: Fresh) -> None:
         """Add one gradient (or None) per stream and parameter to the streams, and their sums to ``p.grad``."""
@@ -83,20 +87,31 @@ class StreamGradients:
                     )
             elif grad is not seen.grad or grad._version != seen.version:
                 look = True
-                if not bool(grad.count_nonzero()) and bool(_total(self.of[p]).count_nonzero()):
+                if not bool(grad.count_nonzero()) and (
+                    self.state == "direction" or bool(_total(self.of[p]).count_nonzero())
+                ):
                     self._drop(p)
         if look and self.of:
+            self.refuse_rescaling()
             factor = self._common_factor()
             if factor != 1.0:
                 torch._foreach_mul_([grad for streams in self.of.values() for grad in streams.values()], factor)
             self.remember()
 
+    def refuse_rescaling(self) -> None:
+        """Raise RuntimeError if ``p.grad`` holds directions: this rank's momenta would not follow a new scale."""
+        if self.state == "direction":
+            raise RuntimeError(
+                "gradients cannot be clipped or rescaled here: p.grad holds the averaged direction of the step, momenta "
+                'included. Call optimizer.distribute(ddp, reduce="gradients") before the first backward pass'
+            )
+
     def tensors(self, *, with_sum: bool) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
         """All stream gradients (and their sums in ``p.grad``), by device and dtype as torch's kernels want them."""
         table: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for p, streams in self.of.items():
-            total = [p.grad] if with_sum and p.grad is not None else []
-            table[p.device, p.dtype].extend([*streams.values(), *total])
+            total = [p.grad] if (with_sum or self.state == "direction") and p.grad is not None else []
+            table[p.device, p.dtype].extend(total if self.state == "direction" else [*streams.values(), *total])
         return table
 
     def _drop(self, p: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,8 @@ class StreamSGD(StreamOptimizer):
         nesterov: each stream looks ahead along its own buffer; needs ``dampening`` 0.
         normalize: multiply each stream's contribution by (1 - m) / (1 - momentum).
     """
+
+    linear = True
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class StreamSGD(StreamOptimizer):
 
     def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
         table, scattered = self._sorted_by_rule(group, found)
+        averaged = self._gradients.state == "direction"  # then these gradients are for this rank's buffers alone
         # The decay reads theta, so it must come before any stream has moved theta.
         for key, (params, grads, buffers) in sorted(table.items(), key=lambda row: not row[0][0]):
             rule = _Rule(*key)
@@ -100,7 +103,7 @@ class StreamSGD(StreamOptimizer):
                 weight_decay=group["weight_decay"] if rule.decays else 0.0,
                 momentum=rule.momentum,
                 # Momentum is linear in the gradient: scaling what comes out of a buffer scales what went in.
-                lr=lr * share,
+                lr=0.0 if averaged else lr * share,
                 dampening=group["dampening"],
                 nesterov=group["nesterov"],
                 maximize=group["maximize"],
@@ -110,6 +113,71 @@ class StreamSGD(StreamOptimizer):
             )
         for p, dense in scattered:
             p.copy_(dense)
+        if averaged:
+            self._follow_directions(group, found)
+
+    def _follow_directions(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
+        """Take lr times the averaged directions, which ``p.grad`` holds, from the parameters."""
+        table: dict[tuple[torch.device, torch.dtype], _Columns] = defaultdict(lambda: ([], [], []))
+        for p in group["params"]:
+            if p.grad is not None and p in self._gradients.of:
+                dense = p if _is_dense(p) else p.contiguous()
+                columns = table[p.device, p.dtype]
+                columns[0].append(dense)
+                columns[1].append(p.grad if p.grad.stride() == dense.stride() else _laid_out_as(dense, p.grad))
+                columns[2].append(p)
+        for (device, _), (dense, directions, params) in table.items():
+            lr = group["lr"].to(device) if isinstance(group["lr"], Tensor) else group["lr"]
+            torch._fused_sgd_(
+                dense,
+                directions,
+                [],
+                weight_decay=0.0,
+                momentum=0.0,
+                lr=lr,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=None,
+                found_inf=found[device],
+            )
+            for p, moved in zip(params, dense, strict=True):
+                if moved is not p:
+                    p.copy_(moved)
+
+    def _add_directions(self, grads: Mapping[Tensor, Mapping[str, Tensor]], out: Mapping[Tensor, Tensor]) -> None:
+        # A sum of products: collected by their factor, so that each kind is one call.
+        terms: dict[tuple[str, str, float], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p in out):
+                for name, kind, factor, tensor in self._terms(group, p, grads[p]):
+                    targets, sources = terms[name, kind, factor]
+                    targets.append(out[p])
+                    sources.append(tensor)
+        for (_, _, factor), (targets, sources) in terms.items():
+            torch._foreach_add_(targets, sources, alpha=factor)
+
+    def _terms(
+        self, group: Mapping[str, Any], p: Tensor, grads: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, str, float, Tensor]]:
+        """What ``_update`` takes from ``p``, divided by lr, as a sum of (stream, kind, factor, tensor)."""
+        momenta = self._momenta(group)
+        decaying = group["decay_stream"] if group["decay_stream"] in grads else next(iter(grads), None)
+        for name, grad in grads.items():
+            momentum = group["momentum"] if len(grads) == 1 and len(self.streams) > 1 else momenta[name]
+            share = (1 - momentum) / (1 - group["momentum"]) if group["normalize"] else 1.0
+            buffer = self.state[p].get(f"momentum_{name}")
+            damped = momentum and not (group["dampening"] and buffer is None)
+            enters = share * (1 - group["dampening"] if damped else 1.0)
+            stays = share * momentum
+            if group["nesterov"]:  # the gradient, and momentum times the buffer that holds it already
+                enters, stays = share * (1 + momentum), stays * momentum
+            yield name, "gradient", -enters if group["maximize"] else enters, grad
+            if name == decaying and group["weight_decay"]:
+                yield name, "decay", enters * group["weight_decay"], p
+            if buffer is not None and momentum:
+                yield name, "momentum", stays, buffer
 
     def _sorted_by_rule(
         self, group: Mapping[str, Any], found: Mapping[torch.device, Tensor]

@@ -10,6 +10,7 @@ An ordinary optimizer sees the gradient of the sum. A :class:`StreamOptimizer` s
   change of ``p.grad`` is refused, because no stream would know of it.
 * A step in which any stream is not finite is skipped: no parameter and no buffer changes. The decision is taken on the
   device, so nothing waits for it.
+* Under DistributedDataParallel all streams are averaged over the ranks (``data_parallel.py`` says how).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch._functorch.config as functorch_config
@@ -25,6 +26,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dotkd.optim.data_parallel import DataParallel
 
 
 class _Join(torch.autograd.Function):
@@ -53,6 +59,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
 
     # GradScaler then hands over its scale and its overflow flag instead of reading the flag on the host.
     _step_supports_amp_scaling = True
+    # Whether the step is linear in the gradients, so that the ranks of a distributed run can keep momenta of their own.
+    linear = False
+    # Not copied and not pickled: a copy finds its DistributedDataParallel module anew.
+    _ranks: DataParallel | None = None
+    _looked_for_ranks = False
 
     def __init__(self, params: Any, defaults: dict[str, Any], streams: Sequence[str]) -> None:
         # A compiled model frees ("donates") buffers in its first backward that the second one still needs.
@@ -87,6 +98,32 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """The gradient of one stream for ``param``, or None where that stream did not reach it."""
         self._check_names([stream])
         return self._gradients.of.get(param, {}).get(stream)
+
+    def distribute(
+        self, *modules: DistributedDataParallel, reduce: Literal["momenta", "gradients"] | None = None
+    ) -> None:
+        """Average over the ranks in every backward pass through ``modules``. All ranks call it, before the first one.
+
+        Where nobody calls it, the first backward pass looks for the modules that hold these parameters, and does.
+        Parameters that are in none of the modules become those of rank 0, and are averaged too.
+
+        Args:
+            reduce: "momenta" sends as much as one loss does, but allows neither clipping nor a GradScaler; "gradients"
+                sends every stream. By default the first where the step is linear in the gradients (SGD).
+
+        Raises:
+            ValueError: ``reduce`` is unknown or does not fit; the modules do not fit to each other or to this optimizer.
+            RuntimeError: gradients are pending.
+        """
+        from dotkd.optim.data_parallel import DataParallel
+
+        self._ranks = DataParallel(self, modules, reduce)
+        self._ranks.share_rest()
+
+    def average_buffers(self) -> None:
+        """Give all ranks the mean of their momenta, which changes no later step. All ranks call it before they save."""
+        if self._ranks is not None:
+            self._ranks.average_buffers()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that breaks a rule is refused before it is added."""
@@ -136,6 +173,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """
         if not isinstance(max_norm, Tensor) and not max_norm > 0:
             raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
+        self._gradients.refuse_rescaling()
         self._gradients.follow(self._params())
         total = torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None])
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
@@ -159,6 +197,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 loss = closure()
         scale: Tensor | None = getattr(self, "grad_scale", None)
         overflow: Tensor | None = getattr(self, "found_inf", None)
+        if self._ranks is not None and self._gradients.of:
+            self._ranks.check(scaled=overflow is not None)
         # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale.
         self._gradients.follow(self._params(), look=overflow is not None and scale is None)
         if not self._gradients.of:
@@ -168,7 +208,17 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         found = self._find_non_finite(scale, overflow)
         for group in self.param_groups:
             self._update(group, found)
+        if self._ranks is not None:
+            self._ranks.apart = self._ranks.world > 1 and self._gradients.state == "direction"
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch. Raises RuntimeError where the ranks' momenta differ: call :meth:`average_buffers` first."""
+        if self._ranks is not None and self._ranks.apart:
+            raise RuntimeError(
+                "each rank has momenta of its own: call optimizer.average_buffers() on all ranks before state_dict()"
+            )
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded."""
@@ -185,6 +235,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
             self._check_group({**ours, **theirs})
         super().load_state_dict(state_dict)
+        if self._ranks is not None:
+            self._ranks.apart = False
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_streams", "_gradients", "_bad_losses", "_skips")
@@ -199,6 +251,10 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
         """Update the group's parameters; ``found[device]`` is 1 where the step must be skipped, else 0, shape ()."""
+
+    def _add_directions(self, grads: Mapping[Tensor, Mapping[str, Tensor]], out: Mapping[Tensor, Tensor]) -> None:
+        """Add what a step would take from each parameter, divided by lr, to ``out``. Where ``linear``."""
+        raise NotImplementedError
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -227,6 +283,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
+        if self._ranks is None and not self._looked_for_ranks:
+            self._look_for_ranks()
         self._gradients.follow(self._params())
         if not self._gradients.of:  # the model was zeroed rather than the optimizer
             self._bad_losses = None
@@ -234,10 +292,14 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
         last = self._streams[-1]
+        flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
+        bad = torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
         try:
+            if self._ranks is not None:
+                fresh = self._ranks.passes(losses, scale, params, bad)
             # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
             # optimizer collect the sum, as after an ordinary backward().
-            for name, loss in losses.items():
+            for name, loss in losses.items() if self._ranks is None else ():
                 for p in params:
                     p.grad = None
                 torch.autograd.backward(
@@ -255,9 +317,24 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
         self._refuse_unusable(fresh)
-        bad = [(~loss.detach().isfinite()).float() for loss in losses.values()]
-        self._bad_losses = torch.stack(bad if self._bad_losses is None else [*bad, self._bad_losses]).sum()
-        self._gradients.add(params, fresh)
+        self._bad_losses = bad
+        if self._ranks is not None:
+            self._ranks.take(params, fresh)
+        else:
+            self._gradients.add(params, fresh)
+
+    def _look_for_ranks(self) -> None:
+        """Find the DDP modules that nobody told of, once: they would average one stream and leave the others local."""
+        self._looked_for_ranks = True
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        from dotkd.optim.data_parallel import DataParallel
+        from dotkd.optim.ddp_module import modules_around
+
+        modules = modules_around(self._params())
+        if modules:
+            self._ranks = DataParallel(self, modules, None)
+            self._ranks.refuse_unequal_rest()
 
     def _refuse_unusable(self, fresh: Fresh) -> None:
         for name, grads in fresh.items():
@@ -285,6 +362,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             self._skips = torch.zeros(2, device=home)
         self._skips.add_(found)
         self._skips[1].mul_(found)
-        if scale is not None:  # the sums were written to
+        if scale is not None or self._gradients.state == "direction":  # p.grad was written to
             self._gradients.remember()
         return {device: found.to(device) for device, _ in table}
