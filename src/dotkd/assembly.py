@@ -13,6 +13,7 @@ from dotkd import data, models
 from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
+from dotkd.data.views import Views
 from dotkd.distiller import Distiller
 from dotkd.methods.activations import logits_of
 from dotkd.methods.objective import Objective
@@ -99,9 +100,9 @@ class Batching(NamedTuple):
         return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong, config.views)
 
     @property
-    def shows_fixed_views(self) -> bool:
-        """Whether each sample looks the same in every epoch."""
-        return self.augment == "none" and self.mix == "none" and not self.strong
+    def view_count(self) -> int | None:
+        """How many views of a sample there are; None where every epoch has its own (see `dotkd.data.views`)."""
+        return Views(self.augment, self.mix, self.mix_alpha, self.strong, self.views, self.seed).count
 
     def batches(
         self, dataset: Dataset, *, device: torch.device, epoch: int = 0, start: int = 0

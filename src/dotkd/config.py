@@ -86,6 +86,13 @@ class Config(BaseModel):
         default="mean", description="several teachers: weighted mean of logits, or the best one for each sample"
     )
 
+    cache: str | None = Field(
+        default=None, description="folder that keeps what the teacher says of each view; made if it is not there"
+    )
+    cache_top_k: int | None = Field(
+        default=None, ge=1, description="classes of a record of the cache, the rest sampled; null: all of them"
+    )
+
     # student
     student: str = Field(default="resnet1d", description="a model, named as the teacher is")
     student_options: Options = Field(default_factory=dict, description="options of the student model")

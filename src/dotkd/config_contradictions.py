@@ -26,6 +26,7 @@ def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
     yield from _schedule(config)
     yield from _names(config)
     yield from _objective(config)
+    yield from _cache(config)
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
@@ -68,6 +69,27 @@ def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
         if not isinstance(entry.get("weights"), str):
             text = f"expected the weights of each teacher as a path, got {shown(entry.get('weights'))}"
             yield {"more_teachers"}, f"more_teachers.{number}.weights: {text}"
+
+
+def _cache(config: Config) -> Iterator[tuple[set[str], str]]:
+    if config.cache is None:
+        if config.cache_top_k is not None:
+            yield {"cache", "cache_top_k"}, f"cache_top_k: expected null without cache, got {config.cache_top_k}"
+        return
+    given = shown(config.cache)
+    if config.method == "none":
+        yield {"cache", "method"}, f"cache: expected null with method none, which asks no teacher, got {given}"
+    if config.teacher == "self":
+        yield {"cache", "teacher"}, f"cache: expected null with teacher self, which changes at every step, got {given}"
+    if config.teacher_learns:
+        text = f"cache: expected null with teacher_learns, by which the teacher changes at every step, got {given}"
+        yield {"cache", "teacher_learns"}, text
+    if config.cache_top_k is not None and config.method not in ("kd", "none"):
+        text = (
+            f"cache_top_k: expected null with method {config.method} (sampled classes are unbiased for kd alone), "
+            f"got {config.cache_top_k}"
+        )
+        yield {"cache_top_k", "method"}, text
 
 
 def _entries(key: str, given: Mapping[str, object], known: Sequence[str]) -> Iterator[tuple[set[str], str]]:
@@ -179,6 +201,15 @@ def _method(config: Config) -> Iterator[tuple[set[str], str]]:
             f"mix: expected none with method {config.method}, which needs samples of one class, got {shown(config.mix)}"
         )
         yield {"mix", "method"}, text
+    if config.cache is not None and getattr(method, "teacherless", False):
+        text = f"cache: expected null with method {config.method}, which needs no teacher, got {shown(config.cache)}"
+        yield {"cache", "method"}, text
+    elif config.cache is not None and inspect.isclass(method):
+        text = f"cache: expected null with method {config.method}, which looks inside the teacher, got"
+        yield {"cache", "method"}, f"{text} {shown(config.cache)}"
+    elif config.cache is not None and "teacher_strong" in called:
+        text = f"cache: expected null with method {config.method}, which compares two views, got {shown(config.cache)}"
+        yield {"cache", "method"}, text
     if config.temperature is not None and "temperature" not in parameters:
         text = f"temperature: expected null with method {config.method}, which has none, got {config.temperature}"
         yield {"temperature", "method"}, text

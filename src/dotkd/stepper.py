@@ -24,11 +24,7 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 
 
 class Stepper:
-    """Trains the student of ``parts`` step by step, and counts the ``means`` of what it sees.
-
-    ``known``, the teacher's logits for the training split where its samples look alike in every epoch (N, C), is set
-    once the teacher has its weights.
-    """
+    """Trains the student of ``parts`` step by step, and counts the ``means`` of what it sees."""
 
     def __init__(self, config: Config, parts: Parts, *, steps_per_epoch: int) -> None:
         self._config, self._steps_per_epoch, self._device = config, steps_per_epoch, parts.device
@@ -42,7 +38,6 @@ class Stepper:
         elif config.compile:
             self._forward = cast("Callable[[Tensor], Any]", torch.compile(parts.student))
         self.means = Means(parts.device)
-        self.known: Tensor | None = None
         self._scaler = torch.amp.GradScaler(parts.device.type, enabled=config.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=parts.device) if config.clip_norm else None
         self.extra = self._distiller.extra if self._distiller else nn.ModuleDict()
@@ -60,7 +55,7 @@ class Stepper:
             group["lr"] = learning_rate(self._config, number, self._steps_per_epoch)
         self._statistics.remember()
         for part in batch.chunks(self._config.accumulate):
-            with self._autocast():
+            with self.autocast():
                 losses, logits = self._losses(part, number)
             loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
             self._scaler.scale(loss * (len(part.targets) / len(batch.targets))).backward()
@@ -81,7 +76,7 @@ class Stepper:
             ValueError: the teacher's logits for it are not finite; the text names the samples.
         """
         skipped = self.optimizer.skipped_in_a_row
-        if self._distiller and self._distiller.teacher and self.known is None:
+        if self._distiller and self._distiller.teacher and batch.taught is None:
             refuse_non_finite(self._distiller.teacher_logits(batch.inputs, batch.targets), batch.index)
         self.optimizer.zero_grad()
         losses, _ = self._losses(batch, number)
@@ -120,17 +115,18 @@ class Stepper:
             task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.label_smoothing)
             return {"task": task}, logits
         index = None
-        if self.known is not None or self._distiller.objective.wants_index:
+        if self._distiller.objective.wants_index:
             index = batch.index.to(self._device, non_blocking=True)
         return self._distiller.streams(
             batch.inputs,
             batch.targets,
-            None if self.known is None else self.known[index],
+            batch.taught,
             strong=batch.strong,
             index=index,
             progress=number / (self._config.epochs * self._steps_per_epoch),
         )
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision of forward passes."""
         precision = self._config.precision
         return torch.autocast(self._device.type, _PRECISIONS[precision], enabled=precision != "fp32")

@@ -6,11 +6,15 @@ import json
 import time
 import warnings
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dotkd import checkpoint, data, models
 from dotkd.assembly import assemble
+from dotkd.cache.known import CachedTeacher, Counts, Known, Table, ask_teacher
+from dotkd.cache.spot_check import TOLERANCE, spot_check
+from dotkd.cache.wanted import Wanted
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
 from dotkd.config_teacher import teacher_config
@@ -69,7 +73,13 @@ class Trainer:
         self.teacher = parts.distiller.teacher if parts.distiller else None
         if self._untrained is not None:
             teacher_config(config)  # refused now rather than when its turn comes
-        self._batching = parts.batches
+        self.batching = parts.batches
+        if config.cache:
+            wanted = self.wanted_cache()
+            if self._untrained is None:
+                wanted.refuse_other()
+        self._known: Known | None = None
+        self._cache: CachedTeacher | None = None  # what is known, where that is a cache
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
         self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
         self._step = self._epoch = 0
@@ -103,6 +113,7 @@ class Trainer:
         self._examiner = self.examine()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
         kept = self._restore()
+        self._spot_check()
         log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
         if self._display:
             title = f"{self.config.student}, {self.config.method}, {self.config.trainer}"
@@ -118,6 +129,8 @@ class Trainer:
             self._finish("diverged")
             raise
         finally:
+            if self._cache:
+                self._cache.flush()
             log.close()
             if self._display:
                 self._display.stop()
@@ -131,9 +144,11 @@ class Trainer:
 
     def _train_epoch(self, log: Log, stop: StopRequest) -> None:
         config = self.config
-        epoch_batches = self._batching.batches(
+        epoch_batches = self.batching.batches(
             self.dataset, device=self.device, epoch=self._epoch, start=self._step - self._epoch * self._steps_per_epoch
         )
+        if self._known:
+            epoch_batches = self._known.teach(epoch_batches)
         self.student.train()
         if self.distiller:
             self.distiller.train()
@@ -175,6 +190,7 @@ class Trainer:
                 "lr": stepper.optimizer.param_groups[0]["lr"],
                 "images_per_second": rate,
                 "skipped_steps": stepper.skipped_steps,
+                **self._cache_counts(),
             }
         )
         if stepper.optimizer.skipped_in_a_row >= self.config.max_skips:
@@ -199,16 +215,60 @@ class Trainer:
         Whatever the teacher says of samples that never change, it is asked here, once.
         """
         config = self.config
-        if self._untrained is not None:
-            models.load_weights(self._untrained, teacher_run(config, self.out / "teacher", display=self._display))
+        self._train_teacher()
         fixed: tuple[SplitName, ...] = ()
         if self.distiller and self.distiller.teacher_is_fixed and config.teacher != "self":
             # Where every epoch shows the teacher the same training samples, it is asked about them once too.
-            fixed = ("train", *self._splits) if self._batching.shows_fixed_views else self._splits
+            alike = self.batching.view_count == 1 and not config.cache
+            fixed = ("train", *self._splits) if alike else self._splits
         size = max(256, config.batch_size)
         examiner = Examiner(self.dataset, self.distiller, fixed=fixed, batch_size=size, device=self.device)
-        self._stepper.known = examiner.known("train")
+        if config.cache:
+            self._known = self._cache = self.cached_teacher()
+        elif (logits := examiner.known("train")) is not None:
+            self._known = Table(logits)
         return examiner
+
+    def cached_teacher(self, *, views: int | None = None) -> CachedTeacher:
+        """The teacher, trained or loaded, behind the cache that ``config.cache`` names, which is made if need be.
+
+        views: how many views of a sample there must be room for; None: as many as the run has epochs.
+
+        Raises:
+            ValueError: the cache is another teacher's, or of other views; the text names what differs.
+            OSError: the disk has no room for what the run may write.
+        """
+        self._train_teacher()
+        assert self.distiller is not None
+        ask = partial(ask_teacher, self.distiller, self._stepper.autocast)
+        rows = self.config.batch_size // self.config.accumulate
+        store = self.wanted_cache().open(room_for=views or self.config.epochs)
+        return CachedTeacher(store, ask, device=self.device, rows=rows)
+
+    def wanted_cache(self) -> Wanted:
+        """The cache that ``config.cache`` asks for, of the teacher as its weights are now."""
+        assert self.distiller is not None
+        return Wanted.of(self.config, self.distiller, self.dataset, self.batching)
+
+    def _train_teacher(self) -> None:
+        if self._untrained is not None:
+            out = teacher_run(self.config, self.out / "teacher", display=self._display)
+            models.load_weights(self._untrained, out)
+            self._untrained = None
+
+    def _spot_check(self) -> None:
+        """Hold what the cache has of the next batch, and of one in each of two other epochs, against the teacher."""
+        last = self.config.epochs - 1
+        if self._cache and self._epoch <= last:
+            begun = self._step - self._epoch * self._steps_per_epoch
+            places = [(self._epoch, begun), (last // 2, 0), (last, self._steps_per_epoch // 2)]
+            epochs = (self.batching.batches(self.dataset, device=self.device, epoch=e, start=s) for e, s in places)
+            shown = (batch for epoch in epochs for batch in islice(epoch, 1))
+            spot_check(self._cache, shown, tolerance=TOLERANCE[self.config.precision])
+
+    def _cache_counts(self) -> dict[str, Any]:
+        """For metrics and summary: how often the cache was read, and the teacher asked; nothing without a cache."""
+        return {"cache": self._cache.counts._asdict()} if self._cache else {}
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
@@ -220,6 +280,7 @@ class Trainer:
             "seconds": self._seconds,
             "metrics": log.position,
             "fingerprint": self.dataset.fingerprint,
+            **self._cache_counts(),
         }
         checkpoint.save(self.out / "checkpoints", self._step, student=self.student.state_dict(), state=state)
 
@@ -240,6 +301,8 @@ class Trainer:
         self._stepper.load_state(state)
         self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
         self._seconds = state["seconds"]
+        if self._cache:
+            self._cache.counts = Counts(**state["cache"])
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:
@@ -261,6 +324,7 @@ class Trainer:
             seconds=self._seconds,
             steps=self._step,
             skipped_steps=self._stepper.skipped_steps,
+            **self._cache_counts(),
             images_per_second=self._step * self.config.batch_size / self._seconds if self._seconds else None,
             parameters={
                 "student": models.parameter_count(self.student),

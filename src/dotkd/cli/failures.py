@@ -18,7 +18,7 @@ import typer
 FAILURE, WRONG_INPUT, DIVERGED, INTERRUPTED, NOTHING_SAVED = 1, 2, 3, 75, 130
 
 # By name: importing their modules here would import torch for `dotkd --help`.
-_OWN = {"Interrupted": INTERRUPTED, "Diverged": DIVERGED, "CheckpointError": FAILURE}
+_OWN = {"Interrupted": INTERRUPTED, "Diverged": DIVERGED, "CheckpointError": FAILURE, "CacheError": FAILURE}
 _WRITTEN_FOR_USERS = (ValueError, TypeError, OSError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 

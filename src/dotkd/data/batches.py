@@ -30,7 +30,8 @@ class Batch(NamedTuple):
 
     targets: (B,) int64, or (B, C) float32, rows that add up to 1, where samples are mixed. index: (B,) int64, positions
     in the split, always on the CPU, where reading it costs no synchronisation; view: likewise, the numbers of the views
-    (see `dotkd.data.views`). strong: a second view of the same samples, like `inputs`, where it is asked for.
+    (see `dotkd.data.views`). strong: a second view of the same samples, like `inputs`, where it is asked for. taught:
+    (B, C) float32, a teacher's logits, where somebody has put them there.
     """
 
     inputs: Tensor
@@ -38,12 +39,13 @@ class Batch(NamedTuple):
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  tuple.index is of no use here
     view: Tensor
     strong: Tensor | None = None
+    taught: Tensor | None = None
 
     def chunks(self, count: int) -> list[Batch]:
         """At most `count` parts, one after the other, as of `torch.chunk`."""
         always = [part.chunk(count) for part in (self.inputs, self.targets, self.index, self.view)]
-        strong = [None] * len(always[0]) if self.strong is None else self.strong.chunk(count)
-        return [Batch(*parts) for parts in zip(*always, strong, strict=True)]
+        others = [[None] * len(always[0]) if part is None else part.chunk(count) for part in (self.strong, self.taught)]
+        return [Batch(*parts) for parts in zip(*always, *others, strict=True)]
 
 
 def batch_count(dataset: Dataset, split: SplitName, *, batch_size: int, drop_last: bool = False) -> int:
@@ -75,6 +77,7 @@ def batches(
     mix_alpha: float = 1.0,
     strong: bool = False,
     views: int | None = None,
+    view: int | None = None,
     part: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
@@ -83,15 +86,15 @@ def batches(
     augment: see `dotkd.data.augment`; "resized-crop-flip" takes its boxes from the whole files of images that are
     decoded on demand, else from what is in memory. mix, mix_alpha: see `dotkd.data.mixing`. strong: a second view as
     well, by an `augment` of its own draw and then `dotkd.data.randaugment`; mixing does the same to both views.
-    views: how many views of a sample there are, see `dotkd.data.views`. part: (k, n), of each batch the k-th (from 0)
-    of n equal parts. start: may equal the number of batches; then nothing is left.
+    views: how many views of a sample there are, see `dotkd.data.views`; view: the one to show of each. part: (k, n), of
+    each batch the k-th (from 0) of n equal parts. start: may equal the number of batches; then nothing is left.
 
     Raises ValueError or TypeError at the call for arguments that do not fit, and ValueError while iterating for an
     image that cannot be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
     samples, where = _split(dataset, split), torch.device(device)
-    shown = Views(augment, mix, mix_alpha, strong, views, seed)
+    shown = Views(augment, mix, mix_alpha, strong, views, seed, view)
     _check_inputs(dataset, samples, shown)
     _check_part(part, batch_size, drop_last)
     check_whole("epoch", epoch, least=0)
