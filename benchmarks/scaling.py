@@ -5,8 +5,8 @@
 A ResNet of 8 layers and 16 channels (`resnet2d`) on 32x32 images, batch 64, the teacher's logits given; one of these is
 varied at a time. Depth makes the parameters grow as the operations do, width makes both grow with its square, and the
 update alone is timed on one tensor. Medians over rounds that run all sizes in turns, by CPU time with one thread. For
-each series two fits: the exponent b of t = a x^b, and R^2 of the straight line t = a + b x. Linear is b = 1 where the work
-fills the machine; at the small end a fixed cost a step shows as b < 1.
+each series two fits: the exponent b of t = a x^b, and R^2 of the straight line t = a + b x. Linear is b = 1 where the
+work fills the machine; at the small end a fixed cost a step shows as b < 1.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def small(monkeypatch):
     for module, name in ((cached, "STUDENT"), (cached, "TEACHER"), (waiting, "STUDENT")):
         monkeypatch.setattr(module, name, "resnet8")
     monkeypatch.setattr(waiting, "IMAGES", 100)
+    monkeypatch.setattr(cached, "RECORDS", 100)
     # Processes of its own would take seconds to start.
     in_process = functools.partial(waiting.published_batches, workers=0)
     monkeypatch.setattr(waiting, "published_batches", in_process)
@@ -103,6 +104,19 @@ def test_memory_of_dot_has_one_gradient_and_one_buffer_more():
     size = sum(p.nbytes for p in step.student.parameters())
     assert found.ours.median - found.other.median >= size
     assert 1 < found.ratio.median < 2
+
+
+def test_the_cache_that_is_read_holds_what_was_put_in(tmp_path):
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    look_up = cached.filled_cache(tmp_path, logits, CPU)
+    index = torch.tensor([49, 0, 7, 7])
+    assert torch.equal(look_up(torch.zeros(4, 3), index), logits[index].half().float())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_limit_of_a_cache_is_the_share_of_the_student():
+    # Teacher and student are the same small model here: 1 + 2 + 2 of 1 + 2 + 2 + 1 forward passes, about.
+    assert dotkd.bench.cached_over_online(Conditions(CPU, rounds=1)).limit == pytest.approx(5 / 6, abs=0.01)
 
 
 def test_a_step_sends_what_vanilla_ddp_sends():
