@@ -152,23 +152,27 @@ def stored(folder: Path, size: Size) -> None:
     save_weights(folder / "teacher.safetensors", size.model(size.teacher).state_dict())
 
 
-def our_config(folder: Path, size: Size, device: torch.device, **changes: object) -> Config:
-    """The paper's run on what `stored` made there; what the machine is asked for is at its defaults."""
-    return Config(
-        data=f"arrays:{folder / 'images.npz'}",
-        validation=0,
-        augment="crop-flip",
-        teacher=size.teacher,
-        teacher_weights=str(folder / "teacher.safetensors"),
-        student=size.student,
-        trainer="dot",
-        batch_size=size.batch,
-        epochs=size.epochs,
-        schedule="constant",
-        device=str(device),
-        log_every=200,
-        **HYPER,
-    ).replace(**changes)
+def our_config(folder: Path, size: Size, device: torch.device, *overrides: str) -> Config:
+    """The paper's run on what `stored` made there, changed by `key=value`; options of the machine at their defaults."""
+    return Config.from_sources(
+        None,
+        [
+            f"data=arrays:{folder / 'images.npz'}",
+            "validation=0",
+            "augment=crop-flip",
+            f"teacher={size.teacher}",
+            f"teacher_weights={folder / 'teacher.safetensors'}",
+            f"student={size.student}",
+            "trainer=dot",
+            f"batch_size={size.batch}",
+            f"epochs={size.epochs}",
+            "schedule=constant",
+            f"device={device}",
+            "log_every=200",
+            *(f"{key}={value}" for key, value in HYPER.items()),
+            *overrides,
+        ],
+    )
 
 
 def main() -> None:
