@@ -3,10 +3,10 @@
     PYTHONPATH=src python benchmarks/gpu.py --out DIR [--device cuda] [--quick] [--only pace,bench]
 
 Needs a checkout and what the library itself needs, not its pinned versions; what is missing, pytest included, costs the
-part that wants it, and the report says so. Each part (`gpu_parts.py`, `gpu_checks.py`) runs in a process of its own, with a
-time limit, so that one that fails leaves the others alone. DIR gets gpu.json, gpu.txt (what is printed), what the parts
-wrote, and nothing else. `--device cpu --quick` runs all that a CPU can, on small models: to see that the script works,
-not for figures. Exit code 1 where a part failed or a goal was missed.
+part that wants it, and the report says so. Each part (`gpu_parts.py`, `gpu_checks.py`) runs in a process of its own and
+with a time limit, so that one that fails leaves the others alone. DIR gets gpu.json, gpu.txt (what is printed) and what
+the parts wrote. `--device cpu --quick` runs all that a CPU can, on small models: to see that the script works, not for
+figures. Exit code 1 where a part failed or a goal was missed.
 """
 
 from __future__ import annotations
