@@ -20,6 +20,15 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+@pytest.fixture(scope="session")
+def ranks():
+    from rank_pool import RankPool
+
+    pool = RankPool()
+    yield pool
+    pool.close()
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import data, models
+from dotkd.activation_checkpointing import checkpoint_activations
 from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
@@ -75,6 +76,8 @@ def assemble(config: Config) -> Parts:
     untrained, distiller = None, None
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
+    if config.activation_checkpointing:
+        checkpoint_activations(student)
     trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
     return Parts(device, dataset, batching, student, untrained, distiller, plan(config, trained), average)
 

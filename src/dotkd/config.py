@@ -153,6 +153,12 @@ class Config(BaseModel):
     # machine and output
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
     compile: bool = Field(default=False, description="compile the student with torch.compile")
+    low_memory: bool = Field(
+        default=False, description="gradients are added to the momentum buffers as they arise and never kept, SGD forms"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="the student's blocks are computed again in each backward pass, not kept"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     seed: int = Field(

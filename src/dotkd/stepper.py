@@ -82,7 +82,7 @@ class Stepper:
         losses, _ = self._losses(batch, number)
         streams = self._plan.weigh(losses, number // self._steps_per_epoch)
         named = [*self.student.named_parameters(), *self.extra.named_parameters()]
-        why = where_not_finite(self.optimizer, streams, named)
+        why = where_not_finite(streams, named)
         return f"{skipped} steps in a row skipped since step {number - skipped + 1}: {why}; lower lr or delta"
 
     def state(self) -> dict[str, Any]:

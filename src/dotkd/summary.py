@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dotkd.config import Config
-from dotkd.optim import StreamOptimizer
 from dotkd.provenance import provenance
 
 History = Sequence[Mapping[str, Any]]
@@ -48,20 +47,16 @@ def summarise(config: Config, history: History, device: torch.device, **figures:
     }
 
 
-def where_not_finite(
-    optimizer: StreamOptimizer, streams: Mapping[str, Tensor], parameters: Iterable[tuple[str, nn.Parameter]]
-) -> str:
+def where_not_finite(streams: Mapping[str, Tensor], parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     """Which weighted loss is not finite, and in which parameter each stream's gradient first is not.
 
-    Runs the backward passes of ``streams``; leaves the optimizer without gradients.
+    Runs a backward pass for each of ``streams``, which leaves the graph as it is and no gradient anywhere.
     """
     findings = [f"the loss of stream {name!r} is not finite" for name, loss in streams.items() if not loss.isfinite()]
-    optimizer.backward(**streams)
-    named = list(parameters)
-    for stream in optimizer.streams:
-        grads = ((name, optimizer.stream_grad(p, stream)) for name, p in named)
-        first = next((name for name, grad in grads if grad is not None and not bool(grad.isfinite().all())), None)
+    names, tensors = zip(*((name, p) for name, p in parameters if p.requires_grad), strict=True)
+    for stream, loss in streams.items():
+        grads = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+        first = next((name for name, grad in zip(names, grads, strict=True) if not bool(grad.isfinite().all())), None)
         if first is not None:
             findings.append(f"the gradient of stream {stream!r} is not finite, first in {first}")
-    optimizer.zero_grad()
     return "; ".join(findings) or "on its own this batch is finite in float32: the loss scale may be at its end"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ from torch import nn
 
 from dotkd.assembly import Batching
 from dotkd.config import Config
-from dotkd.config_rules import shown
 from dotkd.data import Dataset
 
 # The keys of the configuration that say how a teacher is built; what it has learnt is in its weights.
@@ -53,15 +50,3 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def refuse_other(folder: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where what a cache was made of is not what is wanted, naming all that differs."""
-    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    if names:
-        lines = "".join(f"\n  {name}: {_short(found.get(name))}, not {_short(expected.get(name))}" for name in names)
-        raise ValueError(f"{folder} was made with other {', '.join(names)}: choose another folder, or remove it{lines}")
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else shown(value)

@@ -40,10 +40,9 @@ class SequenceStore:
         self._first = self._lengths.cumsum(0) - self._lengths
         if len(self._lengths) == 0 or int(self._lengths.min()) < 1:
             raise ValueError("expected `lengths` of at least one sequence, each at least 1")
-        if int(self._lengths.sum()) != store.samples:
-            raise ValueError(
-                f"{store.folder} holds {store.samples} positions, the sequences {int(self._lengths.sum())}"
-            )
+        total = int(self._lengths.sum())
+        if total != store.samples:
+            raise ValueError(f"expected sequences of {store.samples} positions in all, as {store.folder}, got {total}")
 
     def read(self, index: Tensor, view: Tensor) -> Positions:
         """What there is of sequences `index` (B,) in views `view` (B,), padded to the longest of them."""

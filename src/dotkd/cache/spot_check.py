@@ -24,7 +24,8 @@ def spot_check(teacher: CachedTeacher, batches: Iterable[Batch], *, tolerance: f
     """Compare the records that there are of `batches` with what the live teacher says now; returns how many.
 
     Whole records differ by the largest difference of a logit, relative to the largest logit of the sample, or to 1
-    where that is larger; sampled ones by that of a probability among the classes that are kept in any case.
+    where that is larger; sampled ones by that of a probability, among the classes that are kept in any case and the
+    share of a sampled one.
 
     Raises ValueError naming sample and view where that is more than `tolerance`.
     """
@@ -53,7 +54,8 @@ def spot_check(teacher: CachedTeacher, batches: Iterable[Batch], *, tolerance: f
 
 
 def _of_probabilities(stored: Tensor, live: Tensor, temperature: float) -> Tensor:
-    """(B,): the largest difference among the classes that are kept whatever is drawn."""
+    """(B,): the largest difference among the classes that are kept whatever is drawn, and of the smallest of all."""
     stored, live = (torch.softmax(logits / temperature, 1) for logits in (stored, live))
-    least = live.masked_fill(live == 0, 1.0).amin(1, keepdim=True)
-    return ((stored - live).abs() * (live > _CLEARLY * least)).amax(1)
+    least, share = (p.masked_fill(p == 0, 1.0).amin(1, keepdim=True) for p in (stored, live))
+    of_large = ((stored - live).abs() * (live > _CLEARLY * share)).amax(1)
+    return torch.maximum(of_large, (least - share).abs()[:, 0])

@@ -15,9 +15,6 @@ and counts as none. Writing does not go through mapped memory, where a full disk
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from io import FileIO
@@ -31,19 +28,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from dotkd.cache.checksum import Checksum
-from dotkd.cache.identity import refuse_other
+from dotkd.cache.layout import FILLED, FORMAT, HEADER, LOCK, RECORDS, create, described, mapped, record_dtype
 from dotkd.cache.records import Records, records_of
-from dotkd.checkpoint import write_atomically
-
-FORMAT = 1
-HEADER, RECORDS, FILLED, LOCK = "cache.json", "records.npy", "filled.npy", "cache.lock"
+from dotkd.config_rules import shown
 
 _MARK = 1
 _BLOCK = 1 << 24  # bytes looked at in one go when everything is read
-
-
-class CacheError(RuntimeError):
-    """A cache that is damaged beyond single records, or no cache; the text names the path."""
 
 
 class Found(NamedTuple):
@@ -66,16 +56,16 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        described = _described(folder)
-        self.samples, self.views = int(described["samples"]), int(described["views"])
-        self.identity: Mapping[str, Any] = described["identity"]
-        self.records: Records = records_of(**described["record"])
-        self._dtype = _record_dtype(self.records)
+        content = described(folder)
+        self.samples, self.views = int(content["samples"]), int(content["views"])
+        self.identity: Mapping[str, Any] = content["identity"]
+        self.records: Records = records_of(**content["records"])
+        self._dtype = record_dtype(self.records)
         self._checksum = Checksum(self._dtype.itemsize - 8)
         shape = (self.views, self.samples)
-        records, self._first_record = _mapped(folder / RECORDS, self._dtype, shape)
+        records, self._first_record = mapped(folder / RECORDS, self._dtype, shape)
         self._records = records.reshape(-1).view(np.uint8).reshape(-1, self._dtype.itemsize)
-        marks, self._first_mark = _mapped(folder / FILLED, np.dtype(np.uint8), shape)
+        marks, self._first_mark = mapped(folder / FILLED, np.dtype(np.uint8), shape)
         self._marks = marks.reshape(-1)
 
     @property
@@ -169,7 +159,7 @@ def open_or_create(folder: Path, *, records: Records, samples: int, views: int, 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
         if not (folder / HEADER).exists():
-            _create(folder, records, samples, views, identity)
+            create(folder, records, samples, views, identity)
     return matching(folder, records=records, samples=samples, views=views, identity=identity)
 
 
@@ -197,85 +187,16 @@ def refuse_unfit(index: Tensor, view: Tensor, parts: tuple[Tensor, ...]) -> None
             )
 
 
-def room_needed(records: Records, count: int) -> int:
-    """Bytes that `count` records take."""
-    return count * _record_dtype(records).itemsize
+def refuse_other(folder: Path, *, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError where what a cache was made of is not what is wanted, naming all that differs."""
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if names:
+        lines = "".join(f"\n  {name}: {_short(found.get(name))}, not {_short(expected.get(name))}" for name in names)
+        raise ValueError(f"{folder} was made with other {', '.join(names)}: choose another folder, or remove it{lines}")
 
 
-# --- files
-
-
-def _record_dtype(records: Records) -> np.dtype[np.void]:
-    """The parts one after the other, padding to a multiple of 8 bytes, the checksum."""
-    names, kinds, offsets, end = list[str](), list[Any](), list[int](), 0
-    for name, kind, shape in records.fields:
-        names.append(name)
-        kinds.append((kind, shape))
-        offsets.append(end)
-        end += np.dtype(kind).itemsize * math.prod(shape)
-    end = -(-end // 8) * 8
-    layout = {"names": [*names, "sum"], "formats": [*kinds, "<u8"], "offsets": [*offsets, end], "itemsize": end + 8}
-    return np.dtype(layout)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-
-def _create(folder: Path, records: Records, samples: int, views: int, identity: Mapping[str, Any]) -> None:
-    """Fill `folder`, cache.json last: without it what an interrupted call left is made anew."""
-    headers: dict[str, Any] = {}
-    for name, dtype in ((RECORDS, _record_dtype(records)), (FILLED, np.dtype(np.uint8))):
-        with (folder / name).open("wb") as file:
-            description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**description, "shape": (views, samples)})
-            file.flush()
-            headers[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            file.truncate(file.tell() + views * samples * dtype.itemsize)
-    described = {
-        "format": FORMAT,
-        "samples": samples,
-        "views": views,
-        "record": records.describe(),
-        "identity": dict(identity),
-        "headers": headers,
-    }
-    text = json.dumps({**described, "sha256": _sum(described)}, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / HEADER, text)
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    try:
-        described = json.loads(path.read_bytes())
-        written = described.pop("sha256")
-    except FileNotFoundError:
-        raise CacheError(f"{folder} holds no teacher cache: it has no {HEADER}") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CacheError(f"{path} is damaged ({error}): remove the cache, or put the file back") from error
-    if written != _sum(described):
-        raise CacheError(f"{path} is damaged (its checksum differs): remove the cache, or put the file back")
-    if described["format"] != FORMAT:
-        raise CacheError(f"{path} has format {described['format']}; this version of dotkd reads format {FORMAT}")
-    for name, expected in described["headers"].items():
-        with (folder / name).open("rb") as file:
-            np.lib.format.read_magic(file)
-            length = int.from_bytes(file.read(2), "little")
-            file.seek(0)
-            if hashlib.sha256(file.read(10 + length)).hexdigest() != expected:
-                raise CacheError(f"{folder / name} is damaged: its header is not what was written")
-    return described
-
-
-def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> tuple[npt.NDArray[Any], int]:
-    """The array of a .npy file, read-only, and where in the file it begins."""
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise CacheError(f"{path} is damaged: {error}") from error
-    if found.dtype != dtype or found.shape != shape:
-        raise CacheError(f"{path} is damaged: expected {dtype} {shape}, got {found.dtype} {found.shape}")
-    return np.asarray(found), int(found.offset)
-
-
-def _sum(described: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else shown(value)
 
 
 def _open(path: Path) -> FileIO:

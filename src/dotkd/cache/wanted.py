@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from dotkd.assembly import Batching
 from dotkd.cache.identity import identity_of
+from dotkd.cache.layout import HEADER, room_needed
 from dotkd.cache.records import Records, records_of
-from dotkd.cache.store import HEADER, Store, matching, open_or_create, room_needed
+from dotkd.cache.store import Store, matching, open_or_create
 from dotkd.config import Config
 from dotkd.data import Dataset
 from dotkd.distiller import Distiller

@@ -11,8 +11,9 @@ share c_s (1, or that of ``normalize``) and decay lambda_s, one process on the j
     v_s   <- m_s v_s + mean_r g_s^r + lambda_s theta
     theta <- theta - lr sum_s c_s v_s
 
-Let each rank keep a v_s^r of its own, from its own gradient alone. If mean_r v_s^r = v_s before the step, the same holds
-after it, because the first line is linear; all start at 0. So it is enough to send what the step takes from theta / lr,
+Let each rank keep a v_s^r of its own, from its own gradient alone. If mean_r v_s^r = v_s before the step, the same
+holds after it, because the first line is linear; all start at 0. So it is enough to send what the step takes from
+theta / lr,
 
     u^r = sum_s c_s (m_s v_s^r + g_s^r + lambda_s theta),    theta <- theta - lr mean_r u^r
 
@@ -35,9 +36,8 @@ In both:
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -46,20 +46,12 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dotkd.optim.ddp_module import DDPModule
-
-if TYPE_CHECKING:
-    from dotkd.optim.streams import StreamOptimizer
+from dotkd.optim.packets import Packet, like
+from dotkd.optim.rank_state import average, by_kind, start_mean
+from dotkd.optim.streams import StreamOptimizer, backward_pass
 
 Reduce = Literal["momenta", "gradients"]
 _Grads = dict[str, list["Tensor | None"]]  # by stream, then in the order of the parameters
-
-
-class _Packet(NamedTuple):
-    """Gradients that were averaged: each stream's, laid out as the parameters, and whether they are there."""
-
-    params: list[Tensor]
-    grads: dict[str, list[Tensor]]
-    reach: Tensor  # (streams, parameters), > 0 where the stream reaches the parameter on any rank
 
 
 class DataParallel:
@@ -82,7 +74,7 @@ class DataParallel:
         self._last: dict[Tensor, Tensor] = {}  # the last stream's, of this pass alone
         self._touched: set[Tensor] = set()
         self._sent: dict[Tensor, Tensor] = {}  # where the average arrives; with "momenta" the future p.grad
-        self._packets: list[_Packet] = []  # "gradients"
+        self._packets: list[Packet] = []  # "gradients"
         self._poison = torch.zeros(())  # nan if a loss was not finite, else 0
 
     def passes(self, losses: Mapping[str, Tensor], scale: Tensor | None, params: list[Tensor], bad: Tensor) -> _Grads:
@@ -94,10 +86,11 @@ class DataParallel:
         fresh: _Grads = {}
         for name in earlier:
             loss = losses[name]
-            fresh[name] = list(torch.autograd.grad(loss, params, _seed(loss, scale), True, allow_unused=True))
+            seed = None if scale is None else scale.to(loss.dtype)
+            fresh[name] = list(torch.autograd.grad(loss, params, seed, retain_graph=True, allow_unused=True))
         self._optimizer._refuse_unusable(fresh)
         held = self._optimizer._gradients.of
-        self._local = {p: dict(held.get(p, {})) for p in params}
+        self._local = {p: dict(held.get(p, {})) for p in self._optimizer._params()}
         for name, grads in fresh.items():
             self._add(name, {p: grad for p, grad in zip(params, grads, strict=True) if grad is not None})
         self._poison = torch.where(bad > 0, torch.nan, 0.0)
@@ -108,8 +101,7 @@ class DataParallel:
             module.expect()
         self._running = True
         try:
-            loss = losses[self._stream]
-            torch.autograd.backward(loss, _seed(loss, scale))
+            backward_pass(losses[self._stream], scale, last=True)
             alone = [p.grad for p in params]
             self._touch(
                 p for p, *others in zip(params, *fresh.values(), strict=True) if any(g is not None for g in others)
@@ -136,8 +128,8 @@ class DataParallel:
             gradients.add(params, fresh)
             gradients.state = "local"
         elif self.reduce == "momenta":
-            for p, direction in self._sent.items():
-                p.grad = direction
+            for p in params:
+                p.grad = self._sent[p]
             gradients.of = {p: self._local[p] for p in params if p.grad is not None}
             gradients.state = "direction"
             gradients.remember()
@@ -147,7 +139,7 @@ class DataParallel:
             for p in params:
                 p.grad = None
             for packet in self._packets:
-                gradients.add(packet.params, self._present(packet))
+                gradients.add(packet.params, packet.gradients())
             gradients.state = "averaged"
         self._local, self._last, self._sent, self._packets = {}, {}, {}, []
 
@@ -156,53 +148,25 @@ class DataParallel:
         gradients = self._optimizer._gradients
         if gradients.state == "local":
             raise RuntimeError(
-                "the gradients of this step were not averaged over the ranks: the last forward and backward pass before "
-                "step() must run through the DistributedDataParallel module and outside no_sync()"
+                "the gradients of this step were not averaged over the ranks: the last forward and backward pass "
+                "before step() must run through the DistributedDataParallel module and outside no_sync()"
             )
         if scaled:
             gradients.refuse_rescaling()
         if gradients.state == "direction" and self._rules != self._current_rules():
             raise RuntimeError("a hyper-parameter other than `lr` was changed between backward() and step()")
 
-    def share_rest(self) -> None:
-        """Give all ranks rank 0's parameters that are in no DDP module; DDP has done so for the others."""
-        for p in self._rest():
-            dist.broadcast(p.data, src=dist.get_process_group_ranks(self.group)[0], group=self.group)
-
-    def refuse_unequal_rest(self) -> None:
-        """Raise RuntimeError, on all ranks, if parameters that are in no DDP module differ between ranks."""
-        rest = self._rest()
-        if not rest:
-            return
-        flat = torch.cat([p.detach().flatten().double() for p in rest])
-        bounds = torch.cat([flat, -flat])
-        dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=self.group)
-        largest, smallest = bounds[: flat.numel()], -bounds[flat.numel() :]
-        if not torch.equal(largest, smallest):
-            raise RuntimeError(
-                f"{len(rest)} parameters of this optimizer are in no DistributedDataParallel module and differ between "
-                "ranks: call optimizer.distribute(ddp) before the first forward pass, which makes them equal"
-            )
-
     def average_buffers(self) -> None:
-        """Give all ranks the mean of their momenta; a buffer that a rank lacks counts as zeros."""
-        if not self.apart:
-            return
-        params, state = self._optimizer._params(), self._optimizer.state
-        keys = [f"momentum_{name}" for name in self._optimizer.streams]
-        held = torch.tensor([[int(key in state.get(p, {})) for p in params] for key in keys], device=params[0].device)
-        dist.all_reduce(held, op=dist.ReduceOp.MAX, group=self.group)
-        for key, row in zip(keys, held.tolist(), strict=True):
-            some = [p for p, there in zip(params, row, strict=True) if there]
-            for p in some:
-                state[p].setdefault(key, torch.zeros_like(p))
-            for owners in _by_kind(some).values():
-                buffers = [state[p][key] for p in owners]
-                flat = torch.cat([buffer.flatten() for buffer in buffers])
-                self._average(flat).wait()
-                for buffer, mean in zip(buffers, flat.split([p.numel() for p in owners]), strict=True):
-                    buffer.copy_(mean.view_as(buffer))
-        self.apart = False
+        """Give all ranks the mean of their momenta."""
+        if self.apart:
+            keys = [f"momentum_{name}" for name in self._optimizer.streams]
+            average(self._optimizer._params(), self._optimizer.state, keys, self.group)
+            self.apart = False
+
+    def rest(self) -> list[Tensor]:
+        """The optimizer's parameters that are in no DDP module."""
+        inside = {p for module in self._modules for p in module.params}
+        return [p for p in self._optimizer._params() if p not in inside]
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 
@@ -211,23 +175,26 @@ class DataParallel:
         """The hook: fill the bucket, or something larger, with what is to be averaged, and start averaging it."""
         buffer = bucket.buffer()
         if not self._running:  # an ordinary backward pass, of somebody else
-            return self._average(buffer).then(_first)
+            return start_mean(buffer, self.group).then(_first)
         params, views = bucket.parameters(), bucket.gradients()
         reached = [p.grad is not None and p not in self._touched for p in params]
-        own = _like(buffer.clone(), buffer, views)
+        own = like(buffer.clone(), buffer, views)
         self._last.update((p, grad) for p, grad, there in zip(params, own, reached, strict=True) if there)
         self._add(self._stream, {p: grad for p, grad, there in zip(params, own, reached, strict=True) if there})
         self._sent.update(zip(params, views, strict=True))
         if self.reduce == "momenta":
             self._fill_directions(buffer, params, views)
-            return self._average(buffer).then(_first)
-        flat = self._pack(buffer, params, views)
-        end = len(self._optimizer.streams) * buffer.numel()
-        return self._average(flat).then(lambda future: future.value()[0][end - buffer.numel() : end])
+            return start_mean(buffer, self.group).then(_first)
+        packet = self._pack(buffer, params, views)
+
+        def last(future: Future[Any]) -> Tensor:
+            return packet.last(_first(future))
+
+        return start_mean(packet.flat, self.group).then(last)
 
     def _send_rest(self, params: list[Tensor]) -> None:
         """The same for the parameters that are in no DDP module, and wait for the result."""
-        for (device, dtype), some in _by_kind(p for p in params if p not in self._sent).items():
+        for (device, dtype), some in by_kind(p for p in params if p not in self._sent).items():
             grads = {p: p.grad for p in some if p.grad is not None and p not in self._touched}
             self._last.update(grads)
             self._add(self._stream, grads)
@@ -235,48 +202,22 @@ class DataParallel:
             views = [v.view_as(p) for v, p in zip(buffer.split([p.numel() for p in some]), some, strict=True)]
             if self.reduce == "momenta":
                 self._fill_directions(buffer, some, views)
-                self._average(buffer).wait()
+                start_mean(buffer, self.group).wait()
                 for p, view in zip(some, views, strict=True):
                     p.grad = self._sent[p] = view
             else:
-                self._average(self._pack(buffer, some, views)).wait()
+                start_mean(self._pack(buffer, some, views).flat, self.group).wait()
 
     def _fill_directions(self, buffer: Tensor, params: list[Tensor], views: list[Tensor]) -> None:
         buffer.zero_()
         self._optimizer._add_directions({p: self._local[p] for p in params}, dict(zip(params, views, strict=True)))
         buffer[:1].add_(self._poison.to(buffer.device))
 
-    def _pack(self, buffer: Tensor, params: list[Tensor], views: list[Tensor]) -> Tensor:
-        """All streams' gradients, each in the layout of ``buffer``, and after them which ones are there."""
-        names, size = self._optimizer.streams, buffer.numel()
-        flat = buffer.new_zeros(len(names) * (size + len(params)))
-        grads = {name: _like(row, buffer, views) for name, row in zip(names, flat.split(size), strict=False)}
-        reach = flat[len(names) * size :].view(len(names), len(params))
-        for name, targets in grads.items():
-            pairs = [(t, self._local[p][name]) for t, p in zip(targets, params, strict=True) if name in self._local[p]]
-            if pairs:
-                torch._foreach_copy_([target for target, _ in pairs], [grad for _, grad in pairs])
-        reach.copy_(torch.tensor([[float(name in self._local[p]) for p in params] for name in names]))
-        flat[:1].add_(self._poison.to(flat.device))
-        self._packets.append(_Packet(params, grads, reach))
-        return flat
-
-    def _present(self, packet: _Packet) -> _Grads:
-        """The averages, None where no rank's stream reached the parameter."""
-        if all(name in self._local[p] for p in packet.params for name in packet.grads):
-            return {name: list(grads) for name, grads in packet.grads.items()}
-        # What the other ranks reached has to be read, which waits for the device.
-        there = (packet.reach > 0).tolist()
-        return {
-            name: [grad if reached else None for grad, reached in zip(grads, row, strict=True)]
-            for (name, grads), row in zip(packet.grads.items(), there, strict=True)
-        }
-
-    def _average(self, flat: Tensor) -> Future[Any]:
-        """Start replacing ``flat`` by its mean over the ranks."""
-        work = dist.all_reduce(flat.div_(self.world), group=self.group, async_op=True)
-        assert work is not None
-        return work.get_future()
+    def _pack(self, buffer: Tensor, params: list[Tensor], views: list[Tensor]) -> Packet:
+        packet = Packet(buffer, params, views, self._local, self._optimizer.streams)
+        packet.flat[:1].add_(self._poison.to(buffer.device))
+        self._packets.append(packet)
+        return packet
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -306,13 +247,14 @@ class DataParallel:
                     f"{tuple(left[0].shape)}: freeze them before wrapping, or pass find_unused_parameters=True"
                 )
 
-    def _rest(self) -> list[Tensor]:
-        inside = {p for module in self._modules for p in module.params}
-        return [p for p in self._optimizer._params() if p not in inside]
-
     def _current_rules(self) -> list[dict[str, Any]]:
-        keys = self._optimizer.defaults.keys() - {"lr"}
-        return [copy.deepcopy({key: group[key] for key in keys}) for group in self._optimizer.param_groups]
+        rules = self._optimizer.defaults.keys() - {"lr"}
+        groups = self._optimizer.param_groups
+        return [copy.deepcopy({key: value for key, value in group.items() if key in rules}) for group in groups]
+
+
+def _first(future: Future[Any]) -> Tensor:
+    return future.value()[0]
 
 
 def _check(optimizer: StreamOptimizer, modules: Sequence[DistributedDataParallel], reduce: Reduce | None) -> None:
@@ -328,6 +270,8 @@ def _check(optimizer: StreamOptimizer, modules: Sequence[DistributedDataParallel
             f"expected reduce='gradients' for {type(optimizer).__name__}, whose step is not linear in the gradients, "
             "got 'momenta'"
         )
+    if getattr(optimizer, "_in_buffers", False):
+        raise RuntimeError("with gradients_in_buffers no gradients are kept: there are none to average over the ranks")
     if any(module.process_group != modules[0].process_group for module in modules):
         raise ValueError("expected DistributedDataParallel modules of one process group")
     if optimizer._gradients.of:
@@ -340,24 +284,3 @@ def _check(optimizer: StreamOptimizer, modules: Sequence[DistributedDataParallel
             if p in seen:
                 raise ValueError(f"parameter {name!r} is in two DistributedDataParallel modules: pass the one in use")
             seen.add(p)
-
-
-def _by_kind(params: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-    table: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for p in params:
-        table[p.device, p.dtype].append(p)
-    return table
-
-
-def _first(future: Future[Any]) -> Tensor:
-    return future.value()[0]
-
-
-def _seed(loss: Tensor, scale: Tensor | None) -> Tensor | None:
-    return None if scale is None else scale.to(loss.dtype)
-
-
-def _like(flat: Tensor, buffer: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
-    """Views of ``flat`` that lie in it as ``views`` lie in ``buffer``."""
-    start = buffer.storage_offset(), flat.storage_offset()
-    return [flat.as_strided(v.shape, v.stride(), v.storage_offset() - start[0] + start[1]) for v in views]

@@ -37,7 +37,7 @@ class DDPModule:
         self.params = [p for p in module.parameters() if p.requires_grad]
         self._nodes = [_accumulation(p) for p in self.params]
         for p, node in zip(self.params, self._nodes, strict=True):
-            node.register_hook(lambda *_, p=p: self.fired.add(p))
+            node.register_hook(self._on_accumulation(p))
         module.register_comm_hook(self, _hook)
 
     @classmethod
@@ -48,6 +48,12 @@ class DDPModule:
                 state.send = send
                 return state
         return cls(module, send)
+
+    def _on_accumulation(self, p: Tensor) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self.fired.add(p)
+
+        return hook
 
     def expect(self) -> None:
         """Forget the last backward pass."""

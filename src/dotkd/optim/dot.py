@@ -70,7 +70,9 @@ class DOT(StreamSGD):
         nesterov: bool = False,
         maximize: bool = False,
         normalize: bool = False,
+        gradients_in_buffers: bool = False,
     ) -> None:
+        self._in_buffers = gradients_in_buffers
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from dotkd.optim.rules import check_delta, check_number, check_rate
+from dotkd.optim.shards import local
 from dotkd.optim.streams import StreamOptimizer
 
 _Cell = tuple[torch.device, torch.dtype, tuple[str, ...]]
@@ -105,7 +106,7 @@ class StreamAdamW(StreamOptimizer):
         total: list[Tensor] = []
         update: list[Tensor] = []
         for name in names:
-            grads = [self._gradients.of[p][name] for p in params]
+            grads = [local(self._gradients.of[p][name]) for p in params]
             for grad in grads:
                 grad.masked_fill_(skip, 0.0)  # nan times zero is nan, so these cannot be multiplied away
             total = list(torch._foreach_add(total, grads)) if total else grads
@@ -118,9 +119,10 @@ class StreamAdamW(StreamOptimizer):
         torch._foreach_add_(scale, group["eps"])
         update = list(torch._foreach_div(update, scale))
         lr = group["lr"].to(keep.device) if isinstance(group["lr"], Tensor) else group["lr"]
-        torch._foreach_mul_(params, 1 - keep * lr * group["weight_decay"])
+        own = [local(p) for p in params]
+        torch._foreach_mul_(own, 1 - keep * lr * group["weight_decay"])
         torch._foreach_mul_(update, keep * lr)
-        (torch._foreach_add_ if group["maximize"] else torch._foreach_sub_)(params, update)
+        (torch._foreach_add_ if group["maximize"] else torch._foreach_sub_)(own, update)
 
     def _average(
         self, params: list[Tensor], key: str, values: Any, beta: float, keep: Tensor
@@ -137,7 +139,7 @@ class StreamAdamW(StreamOptimizer):
                 state[key] = torch.zeros_like(p)
                 wide = torch.promote_types(p.dtype, torch.float32)
                 state[f"{key}_weight"] = torch.zeros((), dtype=wide, device=p.device)
-            averages.append(state[key])
+            averages.append(local(state[key]))
             weights.append(state[f"{key}_weight"])
         torch._foreach_mul_(averages, 1 - keep * (1 - beta))
         torch._foreach_add_(averages, torch._foreach_mul(values, 1 - beta))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dotkd.optim.shards import local, mesh_of, reduce_over
 
 Fresh = Mapping[str, list[Tensor | None]]
 
@@ -80,38 +82,40 @@ class StreamGradients:
             grad, seen = p.grad, self._seen.get(p)
             if grad is None or seen is None:
                 self._drop(p)
-                if grad is not None and bool(grad.count_nonzero()):
+                if grad is not None and not _is_zero(grad):
                     raise RuntimeError(
                         "a parameter has a gradient that belongs to no stream: use optimizer.backward(...) or "
                         "optimizer.join(...).backward() for every loss, or zero_grad() first"
                     )
             elif grad is not seen.grad or grad._version != seen.version:
                 look = True
-                if not bool(grad.count_nonzero()) and (
-                    self.state == "direction" or bool(_total(self.of[p]).count_nonzero())
-                ):
+                if _is_zero(grad) and (self.state == "direction" or not _is_zero(_total(self.of[p]))):
                     self._drop(p)
         if look and self.of:
             self.refuse_rescaling()
             factor = self._common_factor()
             if factor != 1.0:
-                torch._foreach_mul_([grad for streams in self.of.values() for grad in streams.values()], factor)
+                torch._foreach_mul_([local(grad) for streams in self.of.values() for grad in streams.values()], factor)
             self.remember()
 
     def refuse_rescaling(self) -> None:
         """Raise RuntimeError if ``p.grad`` holds directions: this rank's momenta would not follow a new scale."""
         if self.state == "direction":
             raise RuntimeError(
-                "gradients cannot be clipped or rescaled here: p.grad holds the averaged direction of the step, momenta "
-                'included. Call optimizer.distribute(ddp, reduce="gradients") before the first backward pass'
+                "gradients cannot be clipped or rescaled here: p.grad holds the averaged direction of the step, with "
+                'momenta in it. Call optimizer.distribute(ddp, reduce="gradients") before the first backward pass'
             )
 
     def tensors(self, *, with_sum: bool) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-        """All stream gradients (and their sums in ``p.grad``), by device and dtype as torch's kernels want them."""
+        """All stream gradients (and their sums in ``p.grad``), by device and dtype as torch's kernels want them.
+
+        Of shards, this rank's. Where ``p.grad`` holds directions, these alone.
+        """
         table: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for p, streams in self.of.items():
             total = [p.grad] if (with_sum or self.state == "direction") and p.grad is not None else []
-            table[p.device, p.dtype].extend(total if self.state == "direction" else [*streams.values(), *total])
+            wanted = total if self.state == "direction" else [*streams.values(), *total]
+            table[p.device, p.dtype].extend(local(grad) for grad in wanted)
         return table
 
     def _drop(self, p: Tensor) -> None:
@@ -123,19 +127,22 @@ class StreamGradients:
         home = next(iter(self.of)).device
         # In double precision, so that a power of two, as loss scales are, comes out as itself.
         wide = torch.float32 if home.type == "mps" else torch.float64
+        mesh = mesh_of(self.of)
         rows: list[Tensor] = []
         for p, streams in self.of.items():
-            now, total = cast("Tensor", p.grad).to(wide), _total(streams).to(wide)
-            size = torch.stack([grad.norm() for grad in streams.values()]).sum()
+            now, total = local(p.grad).to(wide), local(_total(streams)).to(wide)
+            size = torch.stack([local(grad).norm() for grad in streams.values()]).sum()
             rows.append(torch.stack([(now * total).sum(), (total * total).sum(), size.to(wide)]).to(home))
         dots, squares, sizes = torch.stack(rows).unbind(1)
-        factor = float(torch.where(squares.sum() != 0, dots.sum() / squares.sum(), 1.0))
-        errors = [(cast("Tensor", p.grad) - factor * _total(streams)).norm().to(home) for p, streams in self.of.items()]
+        sums = reduce_over(mesh, torch.stack([dots.sum(), squares.sum()]))
+        factor = float(torch.where(sums[1] != 0, sums[0] / sums[1], 1.0))
+        errors = [(local(p.grad) - factor * local(_total(streams))).norm().to(home) for p, streams in self.of.items()]
         # The bound allows for rounding, also of sums that were accumulated in another order; nan passes on.
         eps = torch.tensor([torch.finfo(p.dtype).eps for p in self.of], device=home)
         wrong = torch.stack([error.to(wide) for error in errors]) > 64 * eps * abs(factor) * sizes
+        wrong = reduce_over(mesh, wrong.int(), largest=True)
         if bool(wrong.any()):
-            shape = tuple(list(self.of)[int(wrong.int().argmax())].shape)
+            shape = tuple(list(self.of)[int(wrong.argmax())].shape)
             raise RuntimeError(
                 f"the gradient of a parameter of shape {shape} was changed by something other than one factor "
                 "common to all parameters, which the streams cannot follow: put every loss into a stream, and clip "
@@ -145,4 +152,10 @@ class StreamGradients:
 
 
 def _total(streams: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(streams.values())).sum(0)
+    first, *others = streams.values()
+    return sum(others, first)
+
+
+def _is_zero(grad: Tensor) -> bool:
+    nonzero = local(grad).count_nonzero()
+    return not bool(reduce_over(mesh_of([grad]), nonzero, largest=True))

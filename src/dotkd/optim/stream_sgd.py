@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dotkd.optim.rules import check_number, check_rate
-from dotkd.optim.streams import StreamOptimizer
+from dotkd.optim.directions import add_directions, follow_directions
+from dotkd.optim.in_place import InPlaceStreams
+from dotkd.optim.layout import is_dense, laid_out_as
+from dotkd.optim.rules import check_in_place, check_number, check_rate
+from dotkd.optim.shards import local
 
 
 class _Rule(NamedTuple):
@@ -26,7 +29,7 @@ class _Rule(NamedTuple):
 _Columns = tuple[list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, buffers
 
 
-class StreamSGD(StreamOptimizer):
+class StreamSGD(InPlaceStreams):
     """SGD with any number of named streams, each with its own momentum; :class:`DOT` is the case of two.
 
     Args:
@@ -37,6 +40,9 @@ class StreamSGD(StreamOptimizer):
         dampening: each gradient enters its buffer times (1 - dampening), except the first, as in torch.
         nesterov: each stream looks ahead along its own buffer; needs ``dampening`` 0.
         normalize: multiply each stream's contribution by (1 - m) / (1 - momentum).
+        gradients_in_buffers: let the backward passes add the gradients to the buffers, which saves the memory of all
+            gradients; see :mod:`dotkd.optim.in_place` for what it costs. Needs ``dampening`` 0, no ``nesterov``, no
+            ``maximize``.
     """
 
     linear = True
@@ -54,9 +60,11 @@ class StreamSGD(StreamOptimizer):
         nesterov: bool = False,
         maximize: bool = False,
         normalize: bool = False,
+        gradients_in_buffers: bool = False,
     ) -> None:
         if not momenta:
             raise ValueError("expected at least one stream in `momenta`, got none")
+        self._in_buffers = gradients_in_buffers
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -86,10 +94,13 @@ class StreamSGD(StreamOptimizer):
             raise ValueError(
                 f"nesterov needs momentum > 0 and dampening = 0, got {group['momentum']} and {group['dampening']}"
             )
+        if self._in_buffers:
+            check_in_place(group)
 
     def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
         table, scattered = self._sorted_by_rule(group, found)
         averaged = self._gradients.state == "direction"  # then these gradients are for this rank's buffers alone
+        apart = not self._in_buffers  # else the "gradients" are the buffers, with all but the last equation done
         # The decay reads theta, so it must come before any stream has moved theta.
         for key, (params, grads, buffers) in sorted(table.items(), key=lambda row: not row[0][0]):
             rule = _Rule(*key)
@@ -99,9 +110,9 @@ class StreamSGD(StreamOptimizer):
             torch._fused_sgd_(
                 params,
                 grads,
-                buffers,
-                weight_decay=group["weight_decay"] if rule.decays else 0.0,
-                momentum=rule.momentum,
+                buffers if apart else [],
+                weight_decay=group["weight_decay"] if rule.decays and apart else 0.0,
+                momentum=rule.momentum if apart else 0.0,
                 # Momentum is linear in the gradient: scaling what comes out of a buffer scales what went in.
                 lr=0.0 if averaged else lr * share,
                 dampening=group["dampening"],
@@ -114,75 +125,18 @@ class StreamSGD(StreamOptimizer):
         for p, dense in scattered:
             p.copy_(dense)
         if averaged:
-            self._follow_directions(group, found)
-
-    def _follow_directions(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
-        """Take lr times the averaged directions, which ``p.grad`` holds, from the parameters."""
-        table: dict[tuple[torch.device, torch.dtype], _Columns] = defaultdict(lambda: ([], [], []))
-        for p in group["params"]:
-            if p.grad is not None and p in self._gradients.of:
-                dense = p if _is_dense(p) else p.contiguous()
-                columns = table[p.device, p.dtype]
-                columns[0].append(dense)
-                columns[1].append(p.grad if p.grad.stride() == dense.stride() else _laid_out_as(dense, p.grad))
-                columns[2].append(p)
-        for (device, _), (dense, directions, params) in table.items():
-            lr = group["lr"].to(device) if isinstance(group["lr"], Tensor) else group["lr"]
-            torch._fused_sgd_(
-                dense,
-                directions,
-                [],
-                weight_decay=0.0,
-                momentum=0.0,
-                lr=lr,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=None,
-                found_inf=found[device],
-            )
-            for p, moved in zip(params, dense, strict=True):
-                if moved is not p:
-                    p.copy_(moved)
+            follow_directions(group["lr"], [p for p in group["params"] if p in self._gradients.of], found)
 
     def _add_directions(self, grads: Mapping[Tensor, Mapping[str, Tensor]], out: Mapping[Tensor, Tensor]) -> None:
-        # A sum of products: collected by their factor, so that each kind is one call.
-        terms: dict[tuple[str, str, float], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p in out):
-                for name, kind, factor, tensor in self._terms(group, p, grads[p]):
-                    targets, sources = terms[name, kind, factor]
-                    targets.append(out[p])
-                    sources.append(tensor)
-        for (_, _, factor), (targets, sources) in terms.items():
-            torch._foreach_add_(targets, sources, alpha=factor)
-
-    def _terms(
-        self, group: Mapping[str, Any], p: Tensor, grads: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, str, float, Tensor]]:
-        """What ``_update`` takes from ``p``, divided by lr, as a sum of (stream, kind, factor, tensor)."""
-        momenta = self._momenta(group)
-        decaying = group["decay_stream"] if group["decay_stream"] in grads else next(iter(grads), None)
-        for name, grad in grads.items():
-            momentum = group["momentum"] if len(grads) == 1 and len(self.streams) > 1 else momenta[name]
-            share = (1 - momentum) / (1 - group["momentum"]) if group["normalize"] else 1.0
-            buffer = self.state[p].get(f"momentum_{name}")
-            damped = momentum and not (group["dampening"] and buffer is None)
-            enters = share * (1 - group["dampening"] if damped else 1.0)
-            stays = share * momentum
-            if group["nesterov"]:  # the gradient, and momentum times the buffer that holds it already
-                enters, stays = share * (1 + momentum), stays * momentum
-            yield name, "gradient", -enters if group["maximize"] else enters, grad
-            if name == decaying and group["weight_decay"]:
-                yield name, "decay", enters * group["weight_decay"], p
-            if buffer is not None and momentum:
-                yield name, "momentum", stays, buffer
+        momenta = [self._momenta(group) for group in self.param_groups]
+        add_directions(self, momenta, grads, out)
 
     def _sorted_by_rule(
         self, group: Mapping[str, Any], found: Mapping[torch.device, Tensor]
     ) -> tuple[dict[tuple[Any, ...], _Columns], list[tuple[Tensor, Tensor]]]:
         """What each fused update works on, by the fields of its rule; and parameters with gaps, with dense copies.
+
+        Of parameters that are spread over ranks, this rank's shards.
 
         The kernel walks memory and not indices, so parameter, gradient and buffer must lie alike. A network has
         hundreds of small parameters, and this loop costs more than the kernels do: it asks each tensor once.
@@ -202,21 +156,23 @@ class StreamSGD(StreamOptimizer):
                 continue
             decaying = group["decay_stream"] if group["decay_stream"] in grads else next(iter(grads))
             alone = len(grads) == 1 and len(self.streams) > 1
-            dense = p if _is_dense(p) else p.contiguous()
+            own = local(p)
+            dense = own if is_dense(own) else own.contiguous()
             stride = dense.stride()
             for name, grad in grads.items():
                 momentum = group["momentum"] if alone else momenta[name]
-                buffer = state.get(keys[name])
+                grad, buffer = local(grad), local(state.get(keys[name]))
                 columns = table[name == decaying, momentum, damped and buffer is None, device, dtype]
                 columns[0].append(dense)
-                columns[1].append(grad if grad.stride() == stride else _laid_out_as(dense, grad))
+                columns[1].append(grad if grad.stride() == stride else laid_out_as(dense, grad))
                 if momentum:
                     if buffer is None or buffer.stride() != stride:
-                        buffer = torch.zeros_like(dense) if buffer is None else _laid_out_as(dense, buffer)
-                        state[keys[name]] = buffer
+                        state[keys[name]] = torch.zeros_like(dense if own is p else p)
+                        start = local(state[keys[name]])
+                        buffer = start if buffer is None else start.copy_(buffer)
                     columns[2].append(buffer)
-            if dense is not p:
-                scattered.append((p, dense))
+            if dense is not own:
+                scattered.append((own, dense))
         return table, scattered
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,12 +208,3 @@ class StreamSGD(StreamOptimizer):
         if "momentum_kd" in theirs:
             raise ValueError("the state of the published DOT implementation loads into DOT, not into StreamSGD")
         return {key: value for key, value in theirs.items() if key in ours}
-
-
-def _is_dense(p: Tensor) -> bool:
-    """Whether the elements fill one piece of memory."""
-    return p.is_contiguous() or torch.empty_like(p).stride() == p.stride()
-
-
-def _laid_out_as(dense: Tensor, tensor: Tensor) -> Tensor:
-    return torch.empty_like(dense).copy_(tensor)

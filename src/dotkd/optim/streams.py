@@ -16,9 +16,9 @@ An ordinary optimizer sees the gradient of the sum. A :class:`StreamOptimizer` s
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch._functorch.config as functorch_config
@@ -26,11 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
-
-if TYPE_CHECKING:
-    from torch.nn.parallel import DistributedDataParallel
-
-    from dotkd.optim.data_parallel import DataParallel
+from dotkd.optim.many_devices import ManyDevices
+from dotkd.optim.shards import mesh_of, reduce_over, spread_as, whole
 
 
 class _Join(torch.autograd.Function):
@@ -54,16 +51,27 @@ class _Join(torch.autograd.Function):
         return None, None, None
 
 
-class StreamOptimizer(torch.optim.Optimizer, ABC):
+def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
+    """An ordinary backward pass, the gradient of ``loss`` being ``scale``; only the last one frees the graph.
+
+    Raises RuntimeError where a compiled graph serves one pass only.
+    """
+    try:
+        torch.autograd.backward(loss, None if scale is None else scale.to(loss.dtype), retain_graph=not last)
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "the model was compiled and run before this optimizer existed, so its graph serves one backward "
+                "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
+            ) from error
+        raise
+
+
+class StreamOptimizer(ManyDevices):
     """Base of the optimizers that keep one gradient per named loss. Subclasses implement ``_update``."""
 
     # GradScaler then hands over its scale and its overflow flag instead of reading the flag on the host.
     _step_supports_amp_scaling = True
-    # Whether the step is linear in the gradients, so that the ranks of a distributed run can keep momenta of their own.
-    linear = False
-    # Not copied and not pickled: a copy finds its DistributedDataParallel module anew.
-    _ranks: DataParallel | None = None
-    _looked_for_ranks = False
 
     def __init__(self, params: Any, defaults: dict[str, Any], streams: Sequence[str]) -> None:
         # A compiled model frees ("donates") buffers in its first backward that the second one still needs.
@@ -98,32 +106,6 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         """The gradient of one stream for ``param``, or None where that stream did not reach it."""
         self._check_names([stream])
         return self._gradients.of.get(param, {}).get(stream)
-
-    def distribute(
-        self, *modules: DistributedDataParallel, reduce: Literal["momenta", "gradients"] | None = None
-    ) -> None:
-        """Average over the ranks in every backward pass through ``modules``. All ranks call it, before the first one.
-
-        Where nobody calls it, the first backward pass looks for the modules that hold these parameters, and does.
-        Parameters that are in none of the modules become those of rank 0, and are averaged too.
-
-        Args:
-            reduce: "momenta" sends as much as one loss does, but allows neither clipping nor a GradScaler; "gradients"
-                sends every stream. By default the first where the step is linear in the gradients (SGD).
-
-        Raises:
-            ValueError: ``reduce`` is unknown or does not fit; the modules do not fit to each other or to this optimizer.
-            RuntimeError: gradients are pending.
-        """
-        from dotkd.optim.data_parallel import DataParallel
-
-        self._ranks = DataParallel(self, modules, reduce)
-        self._ranks.share_rest()
-
-    def average_buffers(self) -> None:
-        """Give all ranks the mean of their momenta, which changes no later step. All ranks call it before they save."""
-        if self._ranks is not None:
-            self._ranks.average_buffers()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that breaks a rule is refused before it is added."""
@@ -174,8 +156,8 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         if not isinstance(max_norm, Tensor) and not max_norm > 0:
             raise ValueError(f"expected `max_norm` > 0, got {max_norm}")
         self._gradients.refuse_rescaling()
-        self._gradients.follow(self._params())
-        total = torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None])
+        self._gradients.follow(self._params(), look=mesh_of(self._gradients.of) is not None)
+        total = whole(torch.nn.utils.get_total_norm([p.grad for p in self._gradients.of if p.grad is not None]))
         factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         for (device, _), grads in self._gradients.tensors(with_sum=True).items():
             torch._foreach_mul_(grads, factor.to(device))
@@ -199,8 +181,12 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         overflow: Tensor | None = getattr(self, "found_inf", None)
         if self._ranks is not None and self._gradients.of:
             self._ranks.check(scaled=overflow is not None)
-        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale.
-        self._gradients.follow(self._params(), look=overflow is not None and scale is None)
+        # A scaler that unscaled p.grad by itself leaves no trace but the absence of its scale; what torch's clipping
+        # does to shards leaves none at all.
+        look = (overflow is not None and scale is None) or mesh_of(self._gradients.of) is not None
+        self._gradients.follow(self._params(), look=look)
+        if self._started_state():
+            return loss
         if not self._gradients.of:
             raise RuntimeError(f"step() before backward(): the streams {', '.join(self._streams)} hold no gradient")
         for group in self.param_groups:
@@ -212,16 +198,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             self._ranks.apart = self._ranks.world > 1 and self._gradients.state == "direction"
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch. Raises RuntimeError where the ranks' momenta differ: call :meth:`average_buffers` first."""
-        if self._ranks is not None and self._ranks.apart:
-            raise RuntimeError(
-                "each rank has momenta of its own: call optimizer.average_buffers() on all ranks before state_dict()"
-            )
-        return super().state_dict()
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded."""
+        """As in torch; buffers whose shapes differ from the parameters' are refused before anything is loaded.
+
+        Whole buffers become shards where the parameters are, and the other way round; then all ranks call this.
+        """
         params = self._params()
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(saved, params, strict=False):
@@ -234,7 +215,11 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             if missing := sorted(set(self.defaults) - set(theirs)):
                 raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
             self._check_group({**ours, **theirs})
-        super().load_state_dict(state_dict)
+        state = dict(state_dict["state"])
+        for index, p in zip(saved, params, strict=False):
+            if index in state:
+                state[index] = {name: spread_as(value, p) for name, value in state[index].items()}
+        super().load_state_dict({**state_dict, "state": state})
         if self._ranks is not None:
             self._ranks.apart = False
 
@@ -248,18 +233,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
     def _check_group(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if a hyper-parameter breaks its rule. Runs on construction and before every step."""
 
-    @abstractmethod
-    def _update(self, group: dict[str, Any], found: Mapping[torch.device, Tensor]) -> None:
-        """Update the group's parameters; ``found[device]`` is 1 where the step must be skipped, else 0, shape ()."""
-
-    def _add_directions(self, grads: Mapping[Tensor, Mapping[str, Tensor]], out: Mapping[Tensor, Tensor]) -> None:
-        """Add what a step would take from each parameter, divided by lr, to ``out``. Where ``linear``."""
-        raise NotImplementedError
-
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -283,36 +257,26 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
-        if self._ranks is None and not self._looked_for_ranks:
-            self._look_for_ranks()
+        self._look_for_ranks()
+        mesh_of(self._params())  # refuses what is spread over the ranks in part only
         self._gradients.follow(self._params())
         if not self._gradients.of:  # the model was zeroed rather than the optimizer
             self._bad_losses = None
         params = [p for p in self._params() if p.requires_grad]
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
-        last = self._streams[-1]
         flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
         bad = torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
         try:
-            if self._ranks is not None:
+            if self._ranks is not None:  # which sees to it that all passes are averaged
                 fresh = self._ranks.passes(losses, scale, params, bad)
             # Real backward passes rather than autograd.grad: hooks fire, and parameters that belong to another
             # optimizer collect the sum, as after an ordinary backward().
             for name, loss in losses.items() if self._ranks is None else ():
                 for p in params:
                     p.grad = None
-                torch.autograd.backward(
-                    loss, None if scale is None else scale.to(loss.dtype), retain_graph=name != last
-                )
+                backward_pass(loss, scale, last=name == self._streams[-1])
                 fresh[name] = [p.grad for p in params]
-        except RuntimeError as error:
-            if "donated buffer" in str(error):
-                raise RuntimeError(
-                    "the model was compiled and run before this optimizer existed, so its graph serves one backward "
-                    "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
-                ) from error
-            raise
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
@@ -323,24 +287,13 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
         else:
             self._gradients.add(params, fresh)
 
-    def _look_for_ranks(self) -> None:
-        """Find the DDP modules that nobody told of, once: they would average one stream and leave the others local."""
-        self._looked_for_ranks = True
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        from dotkd.optim.data_parallel import DataParallel
-        from dotkd.optim.ddp_module import modules_around
-
-        modules = modules_around(self._params())
-        if modules:
-            self._ranks = DataParallel(self, modules, None)
-            self._ranks.refuse_unequal_rest()
-
     def _refuse_unusable(self, fresh: Fresh) -> None:
         for name, grads in fresh.items():
             present = [grad for grad in grads if grad is not None]
             if not present:
-                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer")
+                held_back = "; or set_requires_gradient_sync(False) keeps its gradient back, where the streams mix"
+                hint = held_back if mesh_of(self._params()) is not None else ""
+                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer{hint}")
             if any(grad.is_sparse for grad in present):
                 raise TypeError(f"stream {name!r} has a sparse gradient, expected dense: use Embedding(sparse=False)")
 
@@ -358,6 +311,7 @@ class StreamOptimizer(torch.optim.Optimizer, ABC):
             flag = torch.zeros((), device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, inverse.to(device))
             found = torch.maximum(found, flag.to(home))
+        reduce_over(mesh_of(self._gradients.of), found, largest=True)
         if self._skips is None:
             self._skips = torch.zeros(2, device=home)
         self._skips.add_(found)
