@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,11 +34,14 @@ def run_part(name: str, seconds: float, args: argparse.Namespace) -> dict[str, A
     if args.quick:
         command.append("--quick")
     start = time.monotonic()
+    # A group of its own: what the part has started, such as compilers, ends with it.
+    part = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        said, status = done.stderr or done.stdout, f"exit code {done.returncode}"
-    except subprocess.TimeoutExpired as error:
-        said, status = str(error.stderr or ""), f"more than {seconds:.0f} seconds"
+        out, err = part.communicate(timeout=seconds)
+        said, status = err or out, f"exit code {part.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(part.pid, signal.SIGKILL)
+        said, status = part.communicate()[1], f"more than {seconds:.0f} seconds"
     found: dict[str, Any] = {}
     if result.exists():
         found = json.loads(result.read_text(encoding="utf-8"))
@@ -50,7 +55,7 @@ def in_words(name: str, found: dict[str, Any]) -> list[str]:
     """The lines of the report on a part."""
     lines = [f"{name} ({found['seconds']} s)"]
     for key, value in found.items():
-        if key == "seconds":
+        if key == "seconds" or value == []:
             continue
         if isinstance(value, dict):
             lines.append(f"  {key}")

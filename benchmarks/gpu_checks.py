@@ -19,7 +19,29 @@ from dotkd.assembly import Batching
 from dotkd.config import ConfigError
 from dotkd.stepper import Stepper
 
-Found = dict[str, Any]
+
+class Found(dict[str, Any]):
+    """What a part found, kept in NAME.json of `folder` as it comes in: a part may run out of time."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        super().__init__(missed=[])
+        self.folder, self._file = folder, folder / f"{part}.json"
+
+    def save(self) -> None:
+        self._file.write_text(json.dumps(self), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def trying(self, name: str) -> Generator[None, None, None]:
+        """What one variant raises is noted under its name, and the part goes on with the next."""
+        try:
+            yield
+        except ConfigError as error:
+            self[name] = f"not run: {error}"
+        except Exception as error:
+            self[name] = f"failed: {error!r} {traceback.format_exc()[-1500:]}"
+            self["missed"].append(f"{name} failed")
+        self.save()
+
 
 # What the machine may be asked for. The plain path is what the others must equal, to rounding.
 PLAIN = ("precision=fp32", "channels_last=false", "compile=false")
@@ -33,12 +55,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 TOLERANCES = {"fp32, compiled": 0.01, "bf16, channels_last": 0.05, "bf16, channels_last, compiled": 0.05}
 
 
-def tests(size: Size, device: torch.device, out: Path) -> Found:
+def tests(size: Size, device: torch.device, found: Found) -> None:
     """The tests that need a GPU: those that are skipped elsewhere for want of one."""
     try:
         import pytest
     except ImportError:
-        return {"not run": "pytest is not installed here"}
+        found["not run"] = "pytest is not installed here"
+        return
 
     class OnlyThose:
         def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -54,15 +77,16 @@ def tests(size: Size, device: torch.device, out: Path) -> Found:
     with contextlib.redirect_stdout(said):
         # Warnings are errors with the pinned versions; these are others.
         code = pytest.main(["-q", "-rA", "-W", "default", f"--rootdir={root}", *files], plugins=[OnlyThose()])
-    (out / "tests.txt").write_text(said.getvalue(), encoding="utf-8")
+    (found.folder / "tests.txt").write_text(said.getvalue(), encoding="utf-8")
     last = said.getvalue().strip().splitlines()[-1]
-    return {"files": len(files), "result": last, "missed": [] if code in (0, 5) else [f"tests: {last}"]}
+    found |= {"files": len(files), "result": last}
+    if code not in (0, 5):  # all passed, or there was none
+        found["missed"].append(f"tests: {last}")
 
 
-def equality(size: Size, device: torch.device, out: Path) -> Found:
+def equality(size: Size, device: torch.device, found: Found) -> None:
     """The losses of the first steps of every fast path, beside the plain one's."""
     small = size._replace(images=20 * size.batch, test_images=100, epochs=1)
-    found: Found = {"missed": []}
     with tempfile.TemporaryDirectory() as folder:
         stored(Path(folder), small)
 
@@ -77,20 +101,19 @@ def equality(size: Size, device: torch.device, out: Path) -> Found:
         for name, overrides in {"fp32, compiled": (*PLAIN[:2], "compile=true"), **VARIANTS}.items():
             if name not in TOLERANCES:
                 continue
-            with recorded_failure(found, name):
+            with found.trying(name):
                 losses = first_losses(name, overrides)
                 off = max(abs(mine - theirs) / abs(theirs) for mine, theirs in zip(losses, plain, strict=True))
                 found[name] = {"off by": off, "tolerance": TOLERANCES[name]}
                 if not off <= TOLERANCES[name]:
                     found["missed"].append(f"{name}: off by {off:.2g}, more than {TOLERANCES[name]}")
-    return found
 
 
-def synchronisation(size: Size, device: torch.device, out: Path) -> Found:
+def synchronisation(size: Size, device: torch.device, found: Found) -> None:
     """Steps and the making of batches, with every wait of the host made an error."""
     if device.type != "cuda":
-        return {"not run": "torch looks for waits on CUDA alone"}
-    found: Found = {"missed": []}
+        found["not run"] = "torch looks for waits on CUDA alone"
+        return
     step, batches = Stepper.step, Batching.batches
 
     def watched_step(self: Stepper, *args: Any, **options: Any) -> None:
@@ -111,15 +134,13 @@ def synchronisation(size: Size, device: torch.device, out: Path) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         stored(Path(folder), short)
         for name, overrides in VARIANTS.items():
-            with recorded_failure(found, name):
+            with found.trying(name):
                 Stepper.step, Batching.batches = watched_step, watched_batches
                 try:
                     Trainer(our_config(Path(folder), short, device, *overrides), Path(folder) / name).fit()
                 finally:
                     Stepper.step, Batching.batches = step, batches
                 found[name] = "no wait in 55 steps and their batches"
-    found["missed"] = [name for name in VARIANTS if "no wait" not in str(found.get(name))]
-    return found
 
 
 @contextlib.contextmanager
@@ -129,15 +150,3 @@ def _waits_refused() -> Generator[None, None, None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@contextlib.contextmanager
-def recorded_failure(found: Found, name: str) -> Generator[None, None, None]:
-    """What one variant raises is noted, and the next one is tried: a report without it would say nothing of it."""
-    try:
-        yield
-    except ConfigError as error:
-        found[name] = f"not run: {error}"
-    except Exception as error:
-        found[name] = f"failed: {error!r} {traceback.format_exc()[-1500:]}"
-        found.setdefault("missed", []).append(f"{name} failed")

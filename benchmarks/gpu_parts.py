@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import math
 import tempfile
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_checks import VARIANTS, Found, equality, recorded_failure, synchronisation, tests
+from gpu_checks import VARIANTS, Found, equality, synchronisation, tests
 from official_loop import FULL, QUICK, OfficialLoop, Size, our_config, pace_of_trainer, stored
 
 from dotkd import Trainer
@@ -24,34 +23,31 @@ from dotkd.stepper import Stepper
 EPOCHS, GOAL_MINUTES, GOAL_RATIO = 240, 10, 5
 
 
-def machine(size: Size, device: torch.device, out: Path) -> Found:
+def machine(size: Size, device: torch.device, found: Found) -> None:
     """What this ran on."""
     names = ("torch", "numpy", "pydantic", "safetensors", "pytest", "triton", "timm", "torchvision", "transformers")
-    versions: Found = {}
+    versions: dict[str, str] = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {**provenance(device), "packages": versions}
+    found |= {**provenance(device), "packages": versions}
 
 
-def bench(size: Size, device: torch.device, out: Path) -> Found:
+def bench(size: Size, device: torch.device, found: Found) -> None:
     """`dotkd bench` on this device."""
-    found: Found = {"missed": []}
     conditions = Conditions(device, rounds=2) if size is QUICK else Conditions(device, seconds=8.0)
     for name, measure in MEASURES.items():
         if size is QUICK and name in ("exact_step", "peak_memory", "cached_over_online", "loader_wait"):
             continue  # of their own size, which takes a CPU minutes: `dotkd bench` is for that
-        with recorded_failure(found, name):
+        with found.trying(name):
             one = measure(conditions)
             found[name] = one.as_json()
             if one.reached is False:
                 found["missed"].append(f"{name} {one.ratio.median:.3f}, goal {one.goal:g}")
-    return found
 
 
-def pace(size: Size, device: torch.device, out: Path) -> Found:
+def pace(size: Size, device: torch.device, found: Found) -> None:
     """Images a second of both loops, and how long 240 epochs of 50,000 images would take."""
-    found: Found = {"missed": []}
     torch.backends.cudnn.benchmark = True  # as published
     official = OfficialLoop(size, device).images_per_second(size.steps)
     found["official images/s"] = official
@@ -62,7 +58,7 @@ def pace(size: Size, device: torch.device, out: Path) -> Found:
         cached = ("views=1", f"cache={folder}/cache")  # a view of its own per image: known after the first epoch
         runs = {**VARIANTS, "defaults, teacher cached": cached}
         for name, overrides in runs.items():
-            with recorded_failure(found, name):
+            with found.trying(name):
                 config = our_config(Path(folder), size, device, *overrides)
                 ours = pace_of_trainer(config, Path(folder) / name, images=size.images)
                 found[name] = {
@@ -79,10 +75,9 @@ def pace(size: Size, device: torch.device, out: Path) -> Found:
         found["missed"].append(f"images/s over the published loop {best:.2f}, goal {GOAL_RATIO}")
     if size is FULL and minutes > GOAL_MINUTES:
         found["missed"].append(f"{EPOCHS} epochs in {minutes:.1f} minutes, goal {GOAL_MINUTES}")
-    return found
 
 
-def profile(size: Size, device: torch.device, out: Path) -> Found:
+def profile(size: Size, device: torch.device, found: Found) -> None:
     """Twenty steps of our loop at its defaults: what the device does, and how much of the time it does something."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -112,10 +107,11 @@ def profile(size: Size, device: torch.device, out: Path) -> Found:
             Stepper.step = step
     averages = profiler.key_averages()
     order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    (out / "profile.txt").write_text(averages.table(sort_by=order, row_limit=40), encoding="utf-8")
+    (found.folder / "profile.txt").write_text(averages.table(sort_by=order, row_limit=40), encoding="utf-8")
     wall = times[1] - times[0]
     busy = sum(event.self_device_time_total for event in averages if event.device_type.name == "CUDA") / 1e6
-    return {"steps": last - first + 1, "ms a step": 1000 * wall / (last - first + 1), "device busy, share": busy / wall}
+    steps = last - first + 1
+    found |= {"steps": steps, "ms a step": 1000 * wall / steps, "device busy, share": busy / wall}
 
 
 def _settle(device: torch.device) -> None:
@@ -141,8 +137,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    found = PARTS[args.part](QUICK if args.quick else FULL, args.device, args.out)
-    (args.out / f"{args.part}.json").write_text(json.dumps(found), encoding="utf-8")
+    found = Found(args.out, args.part)
+    PARTS[args.part](QUICK if args.quick else FULL, args.device, found)
+    found.save()
 
 
 if __name__ == "__main__":
