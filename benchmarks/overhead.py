@@ -109,7 +109,7 @@ def rewrite(page: Path, lines: list[str]) -> None:
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"expected the lines {START} and {END} once each in {page}")
     before, after = text.split(START)[0], text.split(END)[1]
-    page.write_text("\n".join([before + START, *lines, END + after]), encoding="utf-8")
+    page.write_text("\n".join([before + START, "", *lines, "", END + after]), encoding="utf-8")
 
 
 def main() -> None:
