@@ -132,7 +132,7 @@ def test_parts_filled_at_once_are_the_whole(home, tmp_path):
     given = {"env": {**os.environ, "PYTHONPATH": places}, "stderr": subprocess.PIPE, "text": True}
     parts = [subprocess.Popen([*words, "--part", f"{k}/2"], **given) for k in (1, 2)]
     for part in parts:
-        _, remarks = part.communicate(timeout=120)
+        _, remarks = part.communicate(timeout=600)
         assert part.returncode == 0, remarks
     assert dotkd("cache", out, "--verify")[1] == f"{out}: {3 * TRAIN} records of {3 * TRAIN}, 0 damaged\n"
 

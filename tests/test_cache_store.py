@@ -240,7 +240,7 @@ def test_processes_that_create_and_write_at_once_leave_it_whole(tmp_path: Path) 
     words = [sys.executable, "-c", WRITER, str(tmp_path / "cache"), str(Path(__file__).parent)]
     writers = [subprocess.Popen([*words, str(seed)], stderr=subprocess.PIPE, text=True) for seed in range(2)]
     for writer in writers:
-        _, told = writer.communicate(timeout=120)
+        _, told = writer.communicate(timeout=600)
         assert writer.returncode == 0, told
     store = made(tmp_path / "cache")
     assert store.count() > 0.7 * SAMPLES * VIEWS

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dotkd import Config, Trainer, models
 from dotkd.checkpoint import load_latest
+from dotkd.methods.activations import Activations, Anatomy
 from dotkd.trainer import Interrupted
 
 CLASSES, FEATURES = 3, 8
@@ -99,6 +100,15 @@ def vector_run(folder: Path) -> Config:
     return tiny(vectors(folder), epochs=3, trainer="dot", **changes, **given_teacher(folder))
 
 
+def pictures_run(home: Path) -> Config:
+    """Small convolutional models, the teacher trained already, an average of the student."""
+    config = tiny(images(home), trainer="dot", teacher="tiny_runs:small", student="tiny_runs:small")
+    config = config.replace(student_options={}, augment="crop-flip", epochs=1, ema=0.8, teacher_epochs=1)
+    config = config.replace(student_features=("body",), teacher_features=("body",))
+    Trainer(config, home / "pictures").fit()
+    return config.replace(teacher_weights=str(home / "pictures" / "teacher"), lr=0.01)
+
+
 def image_run(folder: Path) -> Config:
     """Augmented views, a teacher trained first and asked at every step, micro-batches, AdamW, fp16 and its scale."""
     changes = {"student": "tiny_runs:dropout", "student_options": {}, "teacher": "tiny_runs:dropout", "accumulate": 2}
@@ -170,21 +180,35 @@ def double_smooth(num_classes, input_shape):
     return Double(math.prod(input_shape), nn.Tanh(), classes=num_classes)
 
 
-class Faulty(Net):
-    """Not finite in its training steps `first` to `last` (from 1)."""
+class DoubleHint(nn.Module):
+    """A projector in float64 between the embeddings, and a tanh so that all of it is bent."""
 
-    def __init__(self, features: int, first: int, last: int) -> None:
+    needs = ("embedding",)
+
+    def __init__(self, student: Anatomy, teacher: Anatomy) -> None:
+        super().__init__()
+        self.map = nn.Linear(student.embedding, teacher.embedding).double()
+
+    def forward(self, student: Activations, teacher: Activations) -> Tensor:
+        return (self.map(student.embedding).tanh() - teacher.embedding).square().mean()
+
+
+class Faulty(Net):
+    """Not finite in its training steps `first` to `last` (from 1); of several processes, in number `rank` alone."""
+
+    def __init__(self, features: int, first: int, last: int, rank: int | None) -> None:
         super().__init__(features, nn.Tanh())
         self.first, self.last, self.calls = first, last, 0
+        self.well = rank is not None and os.environ.get("RANK", str(rank)) != str(rank)
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls += self.training
-        bad = self.training and self.first <= self.calls <= self.last
+        bad = self.training and self.first <= self.calls <= self.last and not self.well
         return super().forward(inputs) * (math.nan if bad else 1.0)
 
 
-def faulty(input_shape, first=1, last=10**9):
-    return Faulty(math.prod(input_shape), first, last)
+def faulty(input_shape, first=1, last=10**9, rank=None):
+    return Faulty(math.prod(input_shape), first, last, rank)
 
 
 class FaultyInside(nn.Module):
@@ -202,6 +226,41 @@ class FaultyInside(nn.Module):
 def faulty_inside(input_shape, step):
     """The fault is met by batch norm, which keeps statistics of it."""
     return Net(math.prod(input_shape), FaultyInside(step), nn.BatchNorm1d(8), nn.ReLU())
+
+
+class Signalled(Net):
+    """In its training step `step` (from 1) process `rank` of several is sent a signal, before any restart."""
+
+    def __init__(self, features: int, step: int, number: int, rank: int) -> None:
+        super().__init__(features, nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.step, self.number, self.rank, self.calls = step, number, rank, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and os.environ["RANK"] == str(self.rank)
+        if self.training and first and self.calls == self.step:
+            os.kill(os.getpid(), self.number)
+        return super().forward(inputs)
+
+
+def signalled(input_shape, step, number, rank):
+    return Signalled(math.prod(input_shape), step, number, rank)
+
+
+class Small(Net):
+    """No strided 1x1 convolution, see `dotkd.execution`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32)
+        layers = [nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1)]
+        self.body, self.pool = nn.Sequential(*layers, nn.ReLU()), nn.AdaptiveAvgPool2d(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(self.pool(self.body(inputs)))
+
+
+def small(input_shape):
+    return Small(input_shape[0])
 
 
 class NaNTeacher(nn.Module):

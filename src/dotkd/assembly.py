@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dotkd import data, models
+from dotkd import data, distributed, models
 from dotkd.activation_checkpointing import checkpoint_activations
 from dotkd.allocator import keep_freed_memory
+from dotkd.averaging import MovingAverage
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
 from dotkd.data.views import Views
 from dotkd.distiller import Distiller
+from dotkd.execution import Execution
 from dotkd.methods.activations import logits_of
 from dotkd.methods.objective import Objective
 from dotkd.randomness import seed_everything
@@ -34,19 +35,21 @@ USUAL_AUGMENT: dict[str, Augment] = {
 
 
 class Parts(NamedTuple):
-    """What a run is made of. ``average`` is the moving average of the student.
+    """What a run is made of. ``average`` is the moving average of the student, ``example`` inputs of two samples.
 
     ``teacher`` is the model to be trained first, None where the weights of all teachers are given.
     """
 
     device: torch.device
+    execution: Execution
     dataset: Dataset
     batches: Batching
     student: nn.Module
     teacher: nn.Module | None
     distiller: Distiller | None
     plan: Plan
-    average: AveragedModel | None
+    average: MovingAverage | None
+    example: Tensor
 
 
 def assemble(config: Config) -> Parts:
@@ -63,23 +66,35 @@ def assemble(config: Config) -> Parts:
     if device.type == "cpu":
         keep_freed_memory()
     dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
+    execution = Execution.of(config, device, dataset.input_shape)
     batching = Batching.of(config)
     # What does not fit the data is refused at this call, before a teacher has been trained.
     first = next(batching.batches(dataset, device=device))
     seed_everything(config.seed, device)
     student = build_model(config.student, config.student_options, dataset, device)
+    if config.sync_batch_norm:
+        student = _synchronised(student, device)
     if config.student_weights:
         models.load_weights(student, config.student_weights)
-    average = None
-    if config.ema:
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    execution.laid_out(student)
+    average = MovingAverage(student, decay=config.ema) if config.ema else None
     untrained, distiller = None, None
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
+        if config.sync_batch_norm and distiller.objective.module is not None:
+            distiller.objective.module = _synchronised(distiller.objective.module, device)
+        if distiller.teacher is not None:
+            execution.laid_out(distiller.teacher)
     if config.activation_checkpointing:
         checkpoint_activations(student)
-    trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
-    return Parts(device, dataset, batching, student, untrained, distiller, plan(config, trained), average)
+    optimizing = plan(config, trained_parameters(config, student, distiller))
+    example = first.inputs[:2]
+    return Parts(device, execution, dataset, batching, student, untrained, distiller, optimizing, average, example)
+
+
+def trained_parameters(config: Config, student: nn.Module, distiller: Distiller | None) -> Iterable[nn.Parameter]:
+    """What the optimizer is given."""
+    return distiller.parameters() if distiller and config.method != "none" else student.parameters()
 
 
 class Batching(NamedTuple):
@@ -110,7 +125,7 @@ class Batching(NamedTuple):
     def batches(
         self, dataset: Dataset, *, device: torch.device, epoch: int = 0, start: int = 0
     ) -> Iterator[data.Batch]:
-        """The batches of an epoch from ``start`` on."""
+        """The batches of an epoch from ``start`` on; of each, this process's part."""
         return data.batches(
             dataset,
             "train",
@@ -125,12 +140,13 @@ class Batching(NamedTuple):
             mix_alpha=self.mix_alpha,
             strong=self.strong,
             views=self.views,
+            part=(distributed.rank(), distributed.size()),
             device=device,
         )
 
 
 def _distiller(
-    config: Config, dataset: Dataset, student: nn.Module, average: AveragedModel | None, example: Tensor
+    config: Config, dataset: Dataset, student: nn.Module, average: MovingAverage | None, example: Tensor
 ) -> tuple[nn.Module | None, Distiller]:
     """The teacher that is still to be trained, if any, and the distiller with all teachers."""
     method = "kd" if config.method == "none" else config.method
@@ -229,9 +245,23 @@ def build_model(spec: str, options: Mapping[str, object], dataset: Dataset, devi
     return model
 
 
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norm over the batches of all processes; alone, as it is.
+
+    What hooks the layers has to come later: they are replaced.
+    """
+    if device.type == "cpu":
+        raise ValueError("expected a GPU for sync_batch_norm, torch has none on the CPU: got device cpu")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if distributed.size() > 1 else model
+
+
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no GPU: use device=cpu or device=auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.size() > 1 and name != "cpu":
+        if name != "cuda":
+            raise ValueError(f"expected device auto, cuda or cpu in several processes, a GPU for each, got {name!r}")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

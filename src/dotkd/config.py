@@ -151,8 +151,15 @@ class Config(BaseModel):
     )
 
     # machine and output
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
-    compile: bool = Field(default=False, description="compile the student with torch.compile")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the forward and backward passes; auto: bf16 on a GPU that has it, else fp32"
+    )
+    compile: bool | Literal["auto"] = Field(
+        default="auto", description="compile the step, or with methods that look inside the student; auto: no"
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        default="auto", description="layout of pictures in memory; auto: on a GPU in 16 bits"
+    )
     low_memory: bool = Field(
         default=False, description="gradients are added to the momentum buffers as they arise and never kept, SGD forms"
     )
@@ -160,6 +167,12 @@ class Config(BaseModel):
         default=False, description="the student's blocks are computed again in each backward pass, not kept"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="in several processes, weights are kept whole in each (ddp) or spread (fsdp)"
+    )
+    sync_batch_norm: bool = Field(
+        default=False, description="batch norm over the whole batch where several processes share it; GPUs only"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="of initialisation, order and augmentation; not of the splits"

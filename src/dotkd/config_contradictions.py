@@ -28,6 +28,23 @@ def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
     yield from _names(config)
     yield from _objective(config)
     yield from _cache(config)
+    yield from _sharded(config)
+
+
+def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
+    """What a student that is spread over processes cannot have yet."""
+    if config.parallel != "fsdp":
+        return
+    wrong = {
+        "ema": config.ema is not None,
+        "cache": config.cache is not None,  # some processes would ask a teacher that needs all of them
+        "compile": config.compile is True,
+        "precision": config.precision == "fp16",
+        "teacher_learns": bool(config.teacher_learns),
+        "method": config.method == "srrl",  # it applies the teacher's last layer outside of the teacher
+    }
+    for key in (key for key, found in wrong.items() if found):
+        yield {key, "parallel"}, f"{key}: not with parallel fsdp, got {shown(getattr(config, key))}; take parallel=ddp"
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
@@ -116,6 +133,9 @@ def _optimization(config: Config) -> Iterator[tuple[set[str], str]]:
             {"accumulate", "batch_size"},
             f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
         )
+    if config.sync_batch_norm and config.device == "cpu":
+        text = "sync_batch_norm: expected false with device cpu, where torch has none, got true"
+        yield {"sync_batch_norm", "device"}, text
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         hint = nearest(config.device, ("auto", "cpu", "cuda", "cuda:0"))
         yield {"device"}, f"device: expected auto, cpu, cuda or cuda:N, got {shown(config.device)}{hint}"
@@ -132,7 +152,7 @@ def _memory(config: Config) -> Iterator[tuple[set[str], str]]:
             yield {"low_memory", "clip_norm"}, f"clip_norm: expected null {reason}, got {config.clip_norm}"
         if config.precision == "fp16":
             yield {"low_memory", "precision"}, f"precision: expected fp32 or bf16 {reason}, got 'fp16'"
-    if config.activation_checkpointing and config.compile:
+    if config.activation_checkpointing and config.compile is True:
         text = "compile: expected false with activation_checkpointing, got true"
         yield {"activation_checkpointing", "compile"}, text
 

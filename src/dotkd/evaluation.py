@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dotkd.data import Dataset, SplitName, batches
+from dotkd import distributed
+from dotkd.data import Batch, Dataset, SplitName, batch_count, batches
 from dotkd.distiller import Distiller, refuse_non_finite
 from dotkd.methods.activations import Activations, in_eval_mode, logits_of
 
@@ -26,13 +28,43 @@ class Scores(NamedTuple):
 def predict(model: nn.Module, dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device) -> Tensor:
     """The model's logits for a whole split without augmentation, in the split's order: (N, C), float32.
 
-    The model is put into eval mode for it, and its modules back into the modes they were in.
+    The model is put into eval mode for it, and its modules back into the modes they were in. Several processes share
+    the batches, and each gets all the logits.
     """
     with in_eval_mode(model):
-        parts = [
-            logits_of(model(b.inputs)).float() for b in batches(dataset, split, batch_size=batch_size, device=device)
-        ]
-    return torch.cat(parts)
+        return _logits(
+            lambda batch: logits_of(model(batch.inputs)), dataset, split, batch_size=batch_size, device=device
+        )
+
+
+def _logits(
+    ask: Callable[[Batch], Tensor], dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device
+) -> Tensor:
+    """What ``ask`` says of each batch, (B, C), for a whole split: (N, C), float32."""
+    batching = _own_share(dataset, split, batch_size=batch_size, device=device)
+    parts = [logits for logits, counts in ((ask(batch).float(), counts) for batch, counts in batching) if counts]
+    if distributed.size() == 1:
+        return torch.cat(parts)
+    samples = len(getattr(dataset, split).targets)
+    shares = distributed.shares_of(batch_count(dataset, split, batch_size=batch_size))
+    counts = [min(share.stop * batch_size, samples) - min(share.start * batch_size, samples) for share in shares]
+    none = torch.empty(0, dataset.num_classes, device=device)
+    return distributed.joined_shares(torch.cat([none, *parts]), counts)
+
+
+def _own_share(
+    dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[Batch, bool]]:
+    """The batches of a split that this process looks at, and whether they are its own share.
+
+    All processes look at equally many, which a sharded model needs; one that they do not share out evenly twice.
+    """
+    count = batch_count(dataset, split, batch_size=batch_size)
+    shares = distributed.shares_of(count)
+    share, most = shares[distributed.rank()], max(map(len, shares))
+    start = min(share.start, count - most)
+    found = batches(dataset, split, batch_size=batch_size, start=start, device=device)
+    return ((batch, number in share) for number, batch in enumerate(islice(found, most), start))
 
 
 def score(logits: Tensor, targets: Tensor) -> Scores:
@@ -129,22 +161,27 @@ class Examiner:
         module = distiller.objective.module
         assert module is not None
         with in_eval_mode(distiller.student), in_eval_mode(module):
-            for batch in batches(self._dataset, split, batch_size=self._batch_size, device=self._device):
+            batching = _own_share(self._dataset, split, batch_size=self._batch_size, device=self._device)
+            for batch, counts in batching:
                 index = batch.index.to(self._device)
                 seen, taught = distiller.observe(batch.inputs, batch.targets, index=index)
                 found = distiller.distill_losses(seen, taught, target=batch.targets, index=index, progress=1.0)
-                total += _distillation(found) * len(batch.targets)
-                count += len(batch.targets)
-        return total.item() / count
+                total += _distillation(found) * len(batch.targets) * counts
+                count += len(batch.targets) * counts
+        total, samples = distributed.summed(torch.stack([total, torch.full_like(total, count)])).tolist()
+        return total / samples
 
     @torch.no_grad()
     def _ask_teacher(self, split: SplitName) -> Tensor:
         assert self._distiller is not None
-        parts = [
-            self._distiller.teacher_logits(batch.inputs, batch.targets).float()
-            for batch in batches(self._dataset, split, batch_size=self._batch_size, device=self._device)
-        ]
-        return torch.cat(parts)
+        distiller = self._distiller
+        return _logits(
+            lambda batch: distiller.teacher_logits(batch.inputs, batch.targets),
+            self._dataset,
+            split,
+            batch_size=self._batch_size,
+            device=self._device,
+        )
 
     def _targets(self, split: SplitName) -> Tensor:
         return getattr(self._dataset, split).targets

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from dotkd import distributed
+
 Record = Mapping[str, Any]
 
 
@@ -35,8 +37,11 @@ class Means:
         self.sums.add_(torch.stack(row), alpha=len(targets))
 
     def read(self) -> tuple[float, float, float, float]:
-        """Mean task loss, mean distillation loss, accuracy and the number of samples; starts again from nothing."""
-        task, distill, hits, count = self.sums.tolist()
+        """Mean task loss, mean distillation loss, accuracy and the number of samples; starts again from nothing.
+
+        Over the samples of all processes, which have to call this together.
+        """
+        task, distill, hits, count = distributed.summed(self.sums).tolist()
         self.sums.zero_()
         return task / count, distill / count, hits / count, count
 
@@ -168,6 +173,18 @@ class Log:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+class NoLog:
+    """The log of a process that is not the main one."""
+
+    position = 0
+
+    def write(self, record: Record) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def to_json(record: Record, *, indent: int | None = None) -> str:

@@ -21,6 +21,14 @@ def seed_everything(seed: int, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def seed_apart(seed: int, step: int, rank: int) -> None:
+    """Seed as `seed_everything` does, by what is drawn from ``step`` on in one of several processes."""
+    drawn = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """The state of all generators, as nested tensors, tuples and numbers."""
     name, keys, *rest = np.random.get_state(legacy=True)

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
+from dotkd import distributed
+
 
 class StopRequest:
     """Falsy until a signal arrives."""
@@ -18,11 +20,17 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.name is not None
 
+    def agreed(self) -> bool:
+        """Whether a signal arrived in any of several processes, which have to ask together; it then has in all."""
+        self.name = next(filter(None, distributed.gathered(self.name)), None)
+        return bool(self)
+
 
 @contextmanager
 def stop_on_signal() -> Generator[StopRequest]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect.
 
+    Under torchrun it has none: one signal may come twice there, from the system and from torchrun.
     Only the main thread can receive signals: elsewhere this does nothing.
     """
     stop = StopRequest()
@@ -33,7 +41,8 @@ def stop_on_signal() -> Generator[StopRequest]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
+        if not distributed.restartable():
+            signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, receive)

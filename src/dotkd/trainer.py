@@ -6,28 +6,28 @@ import json
 import time
 import warnings
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dotkd import checkpoint, data, models
+from torch import nn
+
+from dotkd import checkpoint, data, distributed, models, sharding
 from dotkd.assembly import assemble
-from dotkd.cache.known import CachedTeacher, Counts, Known, Table, ask_teacher
-from dotkd.cache.spot_check import TOLERANCE, spot_check
-from dotkd.cache.wanted import Wanted
+from dotkd.cache.known import Counts, Known, Table
+from dotkd.cache.of_run import RunCache
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
 from dotkd.config_teacher import teacher_config
 from dotkd.data import Batch, SplitName
 from dotkd.evaluation import Examiner
-from dotkd.metrics import Display, Log, to_json
-from dotkd.randomness import seed_everything
+from dotkd.metrics import Display, Log, NoLog, to_json
+from dotkd.randomness import seed_apart, seed_everything
 from dotkd.signals import StopRequest, stop_on_signal
+from dotkd.starting import RunExists, check_processes, refuse_other_run
 from dotkd.stepper import Stepper
 from dotkd.summary import best_epoch, summarise
 
-# What a run leaves in its folder: where one of these is, another run has been.
-_PARTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student.safetensors", "teacher")
+__all__ = ["Diverged", "Interrupted", "RunExists", "Trainer", "teacher_run"]
 
 
 class Interrupted(RuntimeError):
@@ -36,10 +36,6 @@ class Interrupted(RuntimeError):
 
 class Diverged(RuntimeError):
     """Too many steps in a row had a gradient that is not finite; the text says where."""
-
-
-class RunExists(ValueError):
-    """The output folder holds another run."""
 
 
 class Trainer:
@@ -51,6 +47,10 @@ class Trainer:
     ``checkpoints/``, and ``teacher/``, a run folder of its own, where the teacher was trained here. With ``method:
     none`` a teacher given by ``teacher_weights`` is only measured against.
 
+    In several processes (`dotkd.distributed.process_group`) each trains on its part of every batch, to the weights that
+    one process would end with; the main one writes the folder, which all have to see. Started there by torchrun with
+    the same config, a run goes on, as torchrun starts the processes again when one has died.
+
     Args:
         out: the run folder.
         display: where a person watches; None for silence.
@@ -58,28 +58,28 @@ class Trainer:
 
     Raises:
         RunExists: ``out`` holds a run already.
-        ValueError: data, models and config do not fit together.
+        ValueError: data, models and config do not fit together, or do not fit the number of processes.
     """
 
     def __init__(
         self, config: Config, out: str | Path, *, display: Display | None = None, resuming: bool = False
     ) -> None:
-        self.config, self.out, self._display = config, Path(out).expanduser(), display
-        if not resuming and any((self.out / name).exists() for name in _PARTS):
-            raise RunExists(f"{self.out} already holds a run: `dotkd resume` continues it, or choose another folder")
-        parts = assemble(config)
-        self.device, self.dataset = parts.device, parts.dataset
+        self.config, self.out = config, Path(out).expanduser()
+        self._display = display if distributed.is_main() else None
+        check_processes(config)
+        if not resuming:
+            distributed.main_decides(partial(refuse_other_run, self.out, config))
+        parts = distributed.all_or_none(partial(assemble, config))
+        if config.parallel == "fsdp" and distributed.size() > 1:
+            parts = sharding.spread(config, parts)
+        self.device, self.dataset, self._execution = parts.device, parts.dataset, parts.execution
         self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
         self.teacher = parts.distiller.teacher if parts.distiller else None
         if self._untrained is not None:
             teacher_config(config)  # refused now rather than when its turn comes
         self.batching = parts.batches
-        if config.cache:
-            wanted = self.wanted_cache()
-            if self._untrained is None:
-                wanted.refuse_other()
+        self.cache = distributed.all_or_none(partial(RunCache, config, parts)) if config.cache else None
         self._known: Known | None = None
-        self._cache: CachedTeacher | None = None  # what is known, where that is a cache
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
         self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
         self._step = self._epoch = 0
@@ -106,15 +106,20 @@ class Trainer:
             Diverged: ``max_skips`` steps in a row were skipped.
             CheckpointError: the disk refused a file, or every checkpoint is damaged.
         """
-        if (self.out / "summary.json").exists():
-            return json.loads((self.out / "summary.json").read_text())
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / "config.yaml", self.config.to_yaml())
+        if (finished := distributed.main_decides(self._open)) is not None:
+            return finished
         self._examiner = self.examine()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
+        if distributed.size() > 1:
+            seed_apart(self.config.seed, 0, distributed.rank())
         kept = self._restore()
-        self._spot_check()
-        log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
+        self._stepper.start_together()
+        if self.cache:
+            begun = self._step - self._epoch * self._steps_per_epoch
+            self.cache.check(self._epoch, begun, self._steps_per_epoch)
+        log: Log | NoLog = NoLog()
+        if distributed.is_main():
+            log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
         if self._display:
             title = f"{self.config.student}, {self.config.method}, {self.config.trainer}"
             self._display.start(title, steps=self._steps_per_epoch * self.config.epochs, done=self._step)
@@ -129,11 +134,19 @@ class Trainer:
             self._finish("diverged")
             raise
         finally:
-            if self._cache:
-                self._cache.flush()
+            if self.cache:
+                self.cache.flush()
             log.close()
             if self._display:
                 self._display.stop()
+
+    def _open(self) -> dict[str, Any] | None:
+        """Make the run folder, or find the summary of the run that ended in it."""
+        if (self.out / "summary.json").exists():
+            return json.loads((self.out / "summary.json").read_text())
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / "config.yaml", self.config.to_yaml())
+        return None
 
     @property
     def _splits(self) -> tuple[SplitName, ...]:
@@ -142,7 +155,7 @@ class Trainer:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, log: Log, stop: StopRequest) -> None:
+    def _train_epoch(self, log: Log | NoLog, stop: StopRequest) -> None:
         config = self.config
         epoch_batches = self.batching.batches(
             self.dataset, device=self.device, epoch=self._epoch, start=self._step - self._epoch * self._steps_per_epoch
@@ -158,16 +171,22 @@ class Trainer:
             self._step += 1
             if self._display:
                 self._display.step()
-            if self._log_due():
+            due, saving = self._log_due(), bool(config.checkpoint_every and self._step % config.checkpoint_every == 0)
+            if due or saving:
+                # Also where nothing is saved, for the bits not to depend on whether the run stops here.
+                self._stepper.settle()
+            if due:
                 now = time.perf_counter()
                 self._write_means(log, (self._step - first) * config.batch_size / (now - began), batch)
                 self._seconds += now - began
                 began, first = now, self._step
-            if stop or (config.checkpoint_every and self._step % config.checkpoint_every == 0):
+            # Processes look out for each other's signals where they meet in any case.
+            stopping = (due or distributed.size() == 1) and stop.agreed()
+            if stopping or saving:
                 self._seconds += time.perf_counter() - began
                 self._save(log)
                 began, first = time.perf_counter(), self._step
-            if stop:
+            if stopping:
                 raise Interrupted(f"{stop.name} at step {self._step}: saved; `dotkd resume {self.out}` continues")
 
     def _log_due(self) -> bool:
@@ -176,7 +195,7 @@ class Trainer:
         done = self._step - self._epoch * self._steps_per_epoch
         return done * records // self._steps_per_epoch > (done - 1) * records // self._steps_per_epoch
 
-    def _write_means(self, log: Log, rate: float, batch: Batch) -> None:
+    def _write_means(self, log: Log | NoLog, rate: float, batch: Batch) -> None:
         stepper = self._stepper
         task, distill, accuracy, _ = stepper.means.read()
         log.write(
@@ -196,7 +215,7 @@ class Trainer:
         if stepper.optimizer.skipped_in_a_row >= self.config.max_skips:
             raise Diverged(stepper.diagnosis(batch, self._step))
 
-    def _end_epoch(self, log: Log) -> None:
+    def _end_epoch(self, log: Log | NoLog) -> None:
         self._epoch += 1
         record: dict[str, Any] = {"kind": "eval", "step": self._step, "epoch": self._epoch}
         record |= {split: self._examiner.scores(self.student, split)._asdict() for split in self._splits}
@@ -205,7 +224,7 @@ class Trainer:
         self._history.append(record)
         log.write(record)
         if best_epoch(self._history) is record:
-            save_weights(self.out / "student_val_selected.safetensors", self.student.state_dict())
+            self._write("student_val_selected", self.student)
 
     # --- teacher and scores -----------------------------------------------------------------------------------------
 
@@ -215,7 +234,7 @@ class Trainer:
         Whatever the teacher says of samples that never change, it is asked here, once.
         """
         config = self.config
-        self._train_teacher()
+        self.train_teacher()
         fixed: tuple[SplitName, ...] = ()
         if self.distiller and self.distiller.teacher_is_fixed and config.teacher != "self":
             # Where every epoch shows the teacher the same training samples, it is asked about them once too.
@@ -223,56 +242,26 @@ class Trainer:
             fixed = ("train", *self._splits) if alike else self._splits
         size = max(256, config.batch_size)
         examiner = Examiner(self.dataset, self.distiller, fixed=fixed, batch_size=size, device=self.device)
-        if config.cache:
-            self._known = self._cache = self.cached_teacher()
+        if self.cache:
+            self._known = self.cache.open()
         elif (logits := examiner.known("train")) is not None:
             self._known = Table(logits)
         return examiner
 
-    def cached_teacher(self, *, views: int | None = None) -> CachedTeacher:
-        """The teacher, trained or loaded, behind the cache that ``config.cache`` names, which is made if need be.
-
-        views: how many views of a sample there must be room for; None: as many as the run has epochs.
-
-        Raises:
-            ValueError: the cache is another teacher's, or of other views; the text names what differs.
-            OSError: the disk has no room for what the run may write.
-        """
-        self._train_teacher()
-        assert self.distiller is not None
-        ask = partial(ask_teacher, self.distiller, self._stepper.autocast)
-        rows = self.config.batch_size // self.config.accumulate
-        store = self.wanted_cache().open(room_for=views or self.config.epochs)
-        return CachedTeacher(store, ask, device=self.device, rows=rows)
-
-    def wanted_cache(self) -> Wanted:
-        """The cache that ``config.cache`` asks for, of the teacher as its weights are now."""
-        assert self.distiller is not None
-        return Wanted.of(self.config, self.distiller, self.dataset, self.batching)
-
-    def _train_teacher(self) -> None:
+    def train_teacher(self) -> None:
+        """Give a teacher without weights those of a run of its own, in ``teacher/``."""
         if self._untrained is not None:
             out = teacher_run(self.config, self.out / "teacher", display=self._display)
             models.load_weights(self._untrained, out)
             self._untrained = None
 
-    def _spot_check(self) -> None:
-        """Hold what the cache has of the next batch, and of one in each of two other epochs, against the teacher."""
-        last = self.config.epochs - 1
-        if self._cache and self._epoch <= last:
-            begun = self._step - self._epoch * self._steps_per_epoch
-            places = [(self._epoch, begun), (last // 2, 0), (last, self._steps_per_epoch // 2)]
-            epochs = (self.batching.batches(self.dataset, device=self.device, epoch=e, start=s) for e, s in places)
-            shown = (batch for epoch in epochs for batch in islice(epoch, 1))
-            spot_check(self._cache, shown, tolerance=TOLERANCE[self.config.precision])
-
     def _cache_counts(self) -> dict[str, Any]:
         """For metrics and summary: how often the cache was read, and the teacher asked; nothing without a cache."""
-        return {"cache": self._cache.counts._asdict()} if self._cache else {}
+        return {"cache": self.cache.counts._asdict()} if self.cache else {}
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
-    def _save(self, log: Log) -> None:
+    def _save(self, log: Log | NoLog) -> None:
         state = {
             **self._stepper.state(),
             "epoch": self._epoch,
@@ -282,43 +271,54 @@ class Trainer:
             "fingerprint": self.dataset.fingerprint,
             **self._cache_counts(),
         }
-        checkpoint.save(self.out / "checkpoints", self._step, student=self.student.state_dict(), state=state)
+        student = sharding.whole(self.student.state_dict())
+        distributed.main_decides(
+            lambda: str(checkpoint.save(self.out / "checkpoints", self._step, student=student, state=state))
+        )
+
+    def _write(self, name: str, model: nn.Module) -> None:
+        path, weights = self.out / f"{name}.safetensors", sharding.whole(model.state_dict())
+        distributed.main_decides(partial(save_weights, path, weights))
 
     def _restore(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
-        found = checkpoint.load_latest(self.out / "checkpoints")
+        found = distributed.main_decides(partial(checkpoint.load_latest, self.out / "checkpoints"))
         if found is None:
             return 0
-        for path, reason in found.skipped:
+        for path, reason in found.skipped if distributed.is_main() else ():
             warnings.warn(f"{path} is damaged ({reason}): going on from {found.path}", RuntimeWarning, stacklevel=3)
         state = found.state
         if state["fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")
         try:
-            self.student.load_state_dict(found.student)
+            sharding.load_whole(self.student, found.student)
         except RuntimeError as error:
             raise ValueError(f"{found.path} does not fit the student of {self.out}/config.yaml: {error}") from error
-        self._stepper.load_state(state)
+        processes = self._stepper.load_state(state, found.step)
+        if processes != distributed.size() and distributed.is_main():
+            told = f"a run of {processes} goes on in {distributed.size()} processes: what is drawn at random (dropout)"
+            warnings.warn(f"{told} is drawn anew, all else is equal to rounding", RuntimeWarning, stacklevel=3)
         self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
         self._seconds = state["seconds"]
-        if self._cache:
-            self._cache.counts = Counts(**state["cache"])
+        if self.cache:
+            self.cache.counts = Counts(**state["cache"])
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:
-        save_weights(self.out / "student.safetensors", self.student.state_dict())
+        self._write("student", self.student)
         if average := self._stepper.average:
-            save_weights(self.out / "student_ema.safetensors", average.module.state_dict())
+            self._write("student_ema", average.module)
         splits: tuple[SplitName, ...] = ("train", "test")
         examine = self._examiner.final_scores if self.distiller else partial(self._examiner.scores, self.student)
         finals = {split: examine(split) for split in splits}
-        if extra := self._stepper.extra.state_dict():
-            save_weights(self.out / "method.safetensors", extra)
+        if self._stepper.extra.state_dict():
+            self._write("method", self._stepper.extra)
         summary = summarise(
             self.config,
             self._history,
             self.device,
             status=status,
+            execution=self._execution.as_json(),
             losses={split: {"task": v.task_loss, "distill": v.distill_loss} for split, v in finals.items()},
             teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
             seconds=self._seconds,
@@ -331,10 +331,15 @@ class Trainer:
                 "teacher": models.parameter_count(self.teacher) if self.teacher else None,
                 "method": models.parameter_count(self._stepper.extra),
             },
+            **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         )
-        text = to_json(summary, indent=2)
-        write_atomically(self.out / "summary.json", text + "\n")
-        return json.loads(text)
+        return distributed.main_decides(partial(_write_summary, self.out / "summary.json", summary))
+
+
+def _write_summary(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    text = to_json(summary, indent=2)
+    write_atomically(path, text + "\n")
+    return json.loads(text)
 
 
 def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:
@@ -343,7 +348,7 @@ def teacher_run(config: Config, out: Path, *, display: Display | None = None) ->
     Raises:
         Diverged: now, or when it was trained before; nothing can be distilled from it.
     """
-    resuming = (out / "config.yaml").exists()
+    resuming = distributed.main_decides((out / "config.yaml").exists)
     summary = Trainer(teacher_config(config), out, display=display, resuming=resuming).fit()
     if summary["status"] == "diverged":
         raise Diverged(f"the teacher in {out} diverged: nothing can be distilled from it")

@@ -16,7 +16,9 @@ from dotkd.data import Dataset
 _ARCHITECTURE = ("teacher", "teacher_options", "teacher_input", "teacher_choice")
 
 
-def identity_of(config: Config, teacher: nn.Module | None, dataset: Dataset, batching: Batching) -> dict[str, Any]:
+def identity_of(
+    config: Config, teacher: nn.Module | None, dataset: Dataset, batching: Batching, precision: str
+) -> dict[str, Any]:
     """Names and plain values of everything that settles what the teacher says of a numbered view.
 
     Where views are not counted (see `dotkd.data.views`), seed, batch size and mixing are among them. The device is not:
@@ -38,7 +40,7 @@ def identity_of(config: Config, teacher: nn.Module | None, dataset: Dataset, bat
         "input_shape": list(dataset.input_shape),
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
-        "precision": config.precision,
+        "precision": precision,
         **views,
     }
 

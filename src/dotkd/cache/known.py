@@ -15,6 +15,7 @@ from torch import Tensor
 from dotkd.cache.sampling import uniform
 from dotkd.cache.store import Found, Store
 from dotkd.data import Batch
+from dotkd.data.transfer import to_device
 from dotkd.distiller import Distiller
 
 Ask = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ class Table:
     def teach(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches with `taught`."""
         for batch in batches:
-            yield batch._replace(taught=self._logits[batch.index.to(self._logits.device, non_blocking=True)])
+            yield batch._replace(taught=self._logits[to_device(batch.index, self._logits.device)])
 
 
 class Counts(NamedTuple):
@@ -106,7 +107,7 @@ class CachedTeacher:
 
     def _read(self, batch: Batch) -> tuple[Found, tuple[Tensor, ...]]:
         found = self.store.read(batch.index, batch.view)
-        return found, tuple(_sent(part, self._device) for part in found.parts)
+        return found, tuple(to_device(part, self._device) for part in found.parts)
 
     def _completed(self, batch: Batch, found: Found, parts: tuple[Tensor, ...]) -> Tensor:
         missing = (~found.whole).nonzero().flatten()
@@ -122,7 +123,7 @@ class CachedTeacher:
                     f"{self.store.folder}: {len(missing)} records are missing or corrupt and there is no teacher to "
                     f"ask: the first, of sample {int(index[0])} view {int(view[0])}, is {kind}"
                 )
-            rows = _sent(missing, self._device)
+            rows = to_device(missing, self._device)
             chosen = batch._replace(inputs=batch.inputs[rows], targets=batch.targets[rows])
             made = self.store.records.encode(self.live(chosen), uniform(index, view))
             for part, new in zip(parts, made, strict=True):
@@ -169,9 +170,3 @@ def _copied(index: Tensor, view: Tensor, parts: tuple[Tensor, ...]) -> _Copied:
     event = torch.cuda.Event()
     event.record()
     return _Copied(index, view, there, event)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor

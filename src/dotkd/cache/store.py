@@ -8,16 +8,15 @@ Two plain .npy files: `numpy.load(path, mmap_mode="r")` reads them without this 
 mapped memory, and what is not filled takes no room (a hole in a sparse file). Formats that would do more - Zarr, LMDB,
 HDF5 - store chunks or trees, where a batch of random records is a hundred look-ups, and are one more dependency.
 
-Several processes of one machine may read and write one cache: a record is written by one system call, with its
-checksum, and then marked. Two that write the same record at once leave either's, or a mixture that fails its checksum
-and counts as none. Writing does not go through mapped memory, where a full disk would kill the process.
+Several processes of one machine may read and write one cache: a record is written with its checksum, by one system
+call, and then marked. Two that write the same record at once leave either's, or a mixture that fails its checksum and
+counts as none. Writing does not go through mapped memory, where a full disk would kill the process.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,10 +107,7 @@ class Store:
             table[name] = part.numpy().astype(kind)
         raw = table.view(np.uint8).reshape(len(places), -1)
         table["sum"] = self._checksum(raw[:, :-8], places)
-        size = self._dtype.itemsize
-        with _open(self.folder / RECORDS) as file:
-            for place, record in zip(places.tolist(), raw, strict=True):
-                _write_at(file, self._first_record + place * size, record.tobytes())
+        _write_rows(self.folder / RECORDS, self._first_record, places, raw)
         self._mark(places, _MARK)
 
     def remove(self, index: Tensor, view: Tensor) -> None:
@@ -128,9 +124,8 @@ class Store:
             yield index[corrupt], view[corrupt], len(places)
 
     def _mark(self, places: npt.NDArray[np.int64], mark: int) -> None:
-        with _open(self.folder / FILLED) as file:
-            for place in places.tolist():
-                _write_at(file, self._first_mark + place, bytes([mark]))
+        marks = np.full((len(places), 1), mark, np.uint8)
+        _write_rows(self.folder / FILLED, self._first_mark, places, marks)
 
     def _places(self, index: Tensor, view: Tensor) -> npt.NDArray[np.int64]:
         for name, numbers, end in (("sample", index, self.samples), ("view", view, self.views)):
@@ -199,16 +194,18 @@ def _short(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else shown(value)
 
 
-def _open(path: Path) -> FileIO:
+def _write_rows(path: Path, begin: int, places: npt.NDArray[np.int64], rows: npt.NDArray[np.uint8]) -> None:
+    """Write rows (B, S) of bytes to their places (B,) in the table that begins there, neighbours in one go."""
+    order = np.argsort(places, kind="stable")
+    ends = np.flatnonzero(np.diff(places[order], append=-1) != 1) + 1
     # Unbuffered: what is written is in the system's hands at once, where other processes see it.
-    return path.open("r+b", buffering=0)
-
-
-def _write_at(file: FileIO, place: int, data: bytes) -> None:
-    file.seek(place)
-    try:
-        written = file.write(data)
-        while written < len(data):  # a disk that fills up takes a part, then refuses
-            written += file.write(data[written:])
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), file.name) from error
+    with path.open("r+b", buffering=0) as file:
+        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+            run = order[start:end]
+            file.seek(begin + int(places[run[0]]) * rows.shape[1])
+            data = memoryview(rows[run].tobytes())
+            try:
+                while data:  # a disk that fills up takes a part, then refuses
+                    data = data[file.write(data) :]
+            except OSError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error

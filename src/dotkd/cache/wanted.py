@@ -27,8 +27,8 @@ class Wanted(NamedTuple):
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, config: Config, distiller: Distiller, dataset: Dataset, batching: Batching) -> Wanted:
-        """What `config.cache` is to be for the teacher as its weights are now.
+    def of(cls, config: Config, distiller: Distiller, dataset: Dataset, batching: Batching, precision: str) -> Wanted:
+        """What `config.cache` is to be for the teacher as its weights are now. precision: of its passes.
 
         Raises ValueError for a method or a `cache_top_k` that it cannot serve.
         """
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
                 f"cache: expected null with method {config.method}, which needs more than one view's logits"
             )
         records = records_of(dataset.num_classes, config.cache_top_k, config.temperature or card_of("kd").temperature)
-        identity = identity_of(config, distiller.teacher, dataset, batching)
+        identity = identity_of(config, distiller.teacher, dataset, batching, precision)
         views = batching.view_count or config.epochs
         return cls(Path(config.cache).expanduser(), records, len(dataset.train.targets), views, identity)
 

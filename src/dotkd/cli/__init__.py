@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from dotkd.cli import bench, cache, compare, demo, evaluate, export, failures, methods, models, recipes, resume, train
+from dotkd.cli import (
+    bench,
+    cache,
+    compare,
+    demo,
+    evaluate,
+    export,
+    failures,
+    methods,
+    models,
+    ranks,
+    recipes,
+    resume,
+    train,
+)
 
 EPILOG = """\b
 Exit codes:
@@ -32,7 +46,7 @@ class _Verbs(typer.core.TyperGroup):
     """The verbs, and the one place where an error becomes a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        with failures.reported(debug=bool(ctx.params.get("debug"))):
+        with failures.reported(debug=bool(ctx.params.get("debug"))), ranks.joined():
             return super().invoke(ctx)
 
 
@@ -74,12 +88,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (as DOTKD_TRACEBACK=1 does).")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the verb; they are read where the verb is invoked."""
+    ranks.refuse_several(ctx.invoked_subcommand)
 
 
 def main() -> None:

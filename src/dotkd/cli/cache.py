@@ -65,13 +65,15 @@ def _fill(config: Config, out: Path, part: tuple[int, int]) -> None:
     from dotkd.trainer import Diverged, Interrupted, Trainer
 
     trainer = Trainer(config, out, display=display_for(progress()), resuming=True)
-    wanted = trainer.wanted_cache()
+    assert trainer.cache is not None
+    wanted = trainer.cache.wanted()
     trained_here = config.teacher_weights is None and config.teacher_epochs != 0
     each = wanted.bytes // (wanted.samples * wanted.views)
     size = f"samples {wanted.samples} x views {wanted.views} x {each} bytes = {in_words(wanted.bytes)}"
     say(progress(), f"{out}: {size}")
     try:
-        teacher = trainer.cached_teacher(views=wanted.views)
+        trainer.train_teacher()
+        teacher = trainer.cache.open(views=wanted.views)
     except Interrupted as stop:
         told = str(stop).partition(";")[0]
         raise failures.leave(failures.INTERRUPTED, f"{told}; give the same command again") from None

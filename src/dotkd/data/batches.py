@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from dotkd.data.arguments import check_whole, hint
 from dotkd.data.augment import AUGMENTATIONS, Augment, mirror_as_drawn
 from dotkd.data.dataset import Dataset, Split, SplitName, taken, to_unit
 from dotkd.data.mixing import Mix, mix_inputs, mix_targets
+from dotkd.data.pipeline import decoded_ahead, decoding_threads, on_device
 from dotkd.data.randaugment import rand_augment
 from dotkd.data.resized import Resized
+from dotkd.data.transfer import to_device
 from dotkd.data.views import Shown, Views
-
-Raw = TypeVar("Raw")
 
 
 class Batch(NamedTuple):
@@ -93,7 +92,8 @@ def batches(
     image that cannot be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
-    samples, where = _split(dataset, split), torch.device(device)
+    samples = _split(dataset, split)
+    where = torch.empty(0, device=device).device  # "cuda" by its whole name
     shown = Views(augment, mix, mix_alpha, strong, views, seed, view)
     _check_inputs(dataset, samples, shown)
     _check_part(part, batch_size, drop_last)
@@ -107,37 +107,52 @@ def batches(
     if shuffle:
         order = torch.randperm(size, generator=draws.generator(seed, draws.ORDER, epoch))
     channels = (-1, *[1] * (len(dataset.input_shape) - 1))
-    mean, std = dataset.mean.view(channels).to(where), dataset.std.view(channels).to(where)
-    fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8).to(where)
+    mean, std = (to_device(values.view(channels), where) for values in (dataset.mean, dataset.std))
+    fill = to_device((dataset.mean * 255).round().clamp(0, 255).to(torch.uint8), where)
     augmentation = AUGMENTATIONS.get(augment)
-    files = None
-    if augment == "resized-crop-flip" and not isinstance(samples.inputs, (Tensor, Resized)):
-        files = samples.inputs
+    samples = on_device(dataset, split, samples, where)
+    images = samples.inputs
+    # Whether every view is cut from the whole file, and not from what is in memory.
+    from_files = augment == "resized-crop-flip" and not isinstance(images, (Tensor, Resized))
 
-    def read(number: int) -> tuple[Shown, Tensor]:
-        """What the batch shows and its pixels: (1, R, ...), or (V, R, ...) where each view is cut from the files."""
+    def draw(number: int) -> Shown:
         index = order[batch_size * number :][:batch_size]
-        drawn = shown.draw(index, dataset.input_shape, epoch=epoch, batch=number, part=part)
-        if files is not None:
-            return drawn, files.cropped(drawn.rows, torch.stack(drawn.numbers))
-        return drawn, taken(samples.inputs, drawn.rows).unsqueeze(0)
+        return shown.draw(index, dataset.input_shape, epoch=epoch, batch=number, part=part)
+
+    def begin(number: int) -> tuple[tuple[Shown, Tensor], list[Callable[[], None]]]:
+        """What the batch shows and its pixels, (V, R, ...) or (1, R, ...), and the calls that decode these."""
+        assert not isinstance(images, Tensor)
+        drawn, pinned = draw(number), where.type == "cuda"
+        if from_files:
+            assert not isinstance(images, Resized)
+            pixels, calls = images.pending(drawn.rows, torch.stack(drawn.numbers), pinned=pinned)
+        else:
+            pixels, calls = images.pending(drawn.rows, pinned=pinned)
+        return (drawn, pixels), calls
+
+    def raw() -> Iterator[tuple[Shown, Tensor]]:
+        if isinstance(images, Tensor):
+            for number in range(start, count):
+                drawn = draw(number)
+                yield drawn, taken(images, drawn.rows).unsqueeze(0)
+        else:
+            yield from decoded_ahead(begin, range(start, count), threads=decoding_threads())
 
     def inputs_of(pixels: Tensor, drawn: Shown) -> list[Tensor]:
         if augmentation is None:
             return [pixels[0]] * (1 + strong)
-        if files is not None:
+        if from_files:
             return [mirror_as_drawn(view, numbers) for view, numbers in zip(pixels, drawn.numbers, strict=True)]
         return [augmentation.apply(pixels[0], numbers) for numbers in drawn.numbers]
 
     def generate() -> Iterator[Batch]:
-        decoding = not isinstance(samples.inputs, Tensor)
-        for drawn, raw in _ahead(read, range(start, count), decoding=decoding):
+        for drawn, pixels in raw():
             # uint8 crosses to the device, a quarter of the bytes; the rest is done there.
-            both = inputs_of(_to_device(raw, where), drawn)
+            both = inputs_of(to_device(pixels, where), drawn)
             if drawn.operations is not None:
                 both[1] = rand_augment(both[1], drawn.operations, fill)
             both = [to_unit(inputs).sub(mean).div_(std) for inputs in both]
-            targets = _to_device(samples.targets[drawn.rows], where)
+            targets = to_device(taken(samples.targets, drawn.rows), where)
             if drawn.mixture is not None:
                 both = [mix_inputs(inputs, drawn.mixture) for inputs in both]
                 targets = mix_targets(targets, drawn.mixture, num_classes=dataset.num_classes)
@@ -170,28 +185,6 @@ def _check_inputs(dataset: Dataset, samples: Split, shown: Views) -> None:
                 "a second, strongly augmented view needs uint8 images of 1 or 3 channels, "
                 f"{dataset.name} has {kind} {shape}"
             )
-
-
-def _ahead(read: Callable[[int], Raw], numbers: range, *, decoding: bool) -> Iterator[Raw]:
-    """`read` of each number; where that means `decoding`, one ahead, in a thread."""
-    if not decoding:
-        yield from map(read, numbers)
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        pending: Future[Raw] | None = None
-        for number in numbers:
-            following = thread.submit(read, number)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _split(dataset: Dataset, split: SplitName) -> Split:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dotkd import distributed
 from dotkd.losses._divergence import check_weights, kl_divergence, log_probabilities
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
@@ -47,7 +48,8 @@ class CORSD(nn.Module):
       vectors through one hidden unit, which cannot compare them. Here: a moving average with `decay`, the mean over the
       batch, as many hidden units as classes.
 
-    Batches of one have no pairs: all terms are 0.
+    Batches of one have no pairs: all terms are 0. In several processes the pairs are drawn within each one's part of a
+    batch, while the averages m are those of the whole batch.
 
     Args:
         margin: of the triplet loss; r lies in (0, 1), so that 1 keeps every triplet active.
@@ -171,7 +173,7 @@ class CORSD(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             members = (own * finite).to(self.class_means.dtype)
             sums = members.T @ torch.where(finite, q, 0.0).to(self.class_means.dtype)
-        counts = members.sum(dim=0)[:, None]
+        sums, counts = distributed.summed(sums), distributed.summed(members.sum(dim=0))[:, None]
         moved = self.class_means.lerp(sums / counts.clamp(min=1.0), 1 - self.decay)
         self.class_means.copy_(torch.where(counts > 0, moved, self.class_means))
 

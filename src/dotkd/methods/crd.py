@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dotkd import distributed
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.card import Card
 from dotkd.methods.pairing import lifted
@@ -38,7 +39,8 @@ class CRD(nn.Module):
 
         b <- momentum b + (1 - momentum) a, divided by its norm
 
-    unless that is not finite or 0. In eval mode neither changes.
+    unless that is not finite or 0. In eval mode neither changes. In several processes every one keeps both memories
+    whole and equal: the vectors of all are exchanged, and Z is that of the joined first batch.
 
     The negatives are drawn uniformly, with replacement, from the samples of other classes, afresh for each batch, from
     torch's global generator. The positive is the sample itself ("exact") or any of its class, itself included
@@ -130,8 +132,9 @@ class CRD(nn.Module):
             t = F.normalize(self.teacher_projector(lifted(teacher.embedding)))
             loss = self.teacher_memory(s, rows) + self.student_memory(t, rows)
             if self.training:
-                self.student_memory.take(s, index)
-                self.teacher_memory.take(t, index)
+                everywhere = distributed.concatenated(index)
+                self.student_memory.take(distributed.concatenated(s.detach()), everywhere)
+                self.teacher_memory.take(distributed.concatenated(t.detach()), everywhere)
         return loss
 
     def _positive(self, index: Tensor) -> Tensor:
@@ -179,6 +182,8 @@ class Memory(nn.Module):
 
     def _log_z(self, exponents: Tensor) -> Tensor:
         found = exponents.flatten().logsumexp(0) + math.log(len(self.rows) / exponents.numel())
+        if self.training:
+            found = _log_mean_over_processes(found)
         log_z = torch.where(self.has_z, self.log_z, found)
         if self.training:
             sound = log_z.isfinite()
@@ -193,6 +198,13 @@ class Memory(nn.Module):
         new = F.normalize(self.momentum * old + (1 - self.momentum) * vectors)
         sound = new.isfinite().all(dim=1, keepdim=True) & (new != 0).any(dim=1, keepdim=True)
         self.rows.index_copy_(0, index, torch.where(sound, new, old))
+
+
+def _log_mean_over_processes(value: Tensor) -> Tensor:
+    """log of the mean of exp(value), shape () each, over the parts of a batch; alone, the value itself."""
+    if distributed.size() == 1:
+        return value
+    return distributed.concatenated(value[None]).logsumexp(0) - math.log(distributed.size())
 
 
 def scores(anchors: Tensor, memory: Tensor, chosen: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dotkd import distributed
 from dotkd.methods.activations import Activations, Anatomy
 from dotkd.methods.batch_norm import BatchNorm
 from dotkd.methods.card import Card
@@ -28,7 +29,7 @@ class OFD(nn.Module):
     The expectation is a running mean over all batches seen in training, the present one included, of the maps that are
     compared; it is kept as a number and a sum of negative values a channel. Values that are not finite are left out. A
     channel that was never negative has the margin 0, as all have in a method that was never trained. In eval mode the
-    margins stand still.
+    margins stand still. They are the same in several processes as in one.
 
     Deviations: paper and authors' code derive m_c from the weights of the batch normalisation in front of the
     activation, as the mean of a truncated normal distribution; the running mean is the expectation itself and needs no
@@ -80,10 +81,10 @@ class Margin(nn.Module):
         """Return the margins, (C, 1, 1), of (N, C, H, W) maps that are counted in training mode."""
         if self.training:
             counted = (maps < 0) & maps.isfinite()
-            total = self.total + torch.where(counted, maps, 0.0).sum(dim=(0, 2, 3))
+            total = self.total + distributed.summed(torch.where(counted, maps, 0.0).sum(dim=(0, 2, 3)))
             sound = total.isfinite()  # finite values may still have a sum that is not
             self.total.copy_(torch.where(sound, total, self.total))
-            self.count.add_(torch.where(sound, counted.sum(dim=(0, 2, 3)), 0))
+            self.count.add_(torch.where(sound, distributed.summed(counted.sum(dim=(0, 2, 3))), 0))
         return (self.total / self.count.clamp(min=1))[:, None, None]
 
 
