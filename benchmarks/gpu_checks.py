@@ -45,14 +45,15 @@ class Found(dict[str, Any]):
 
 # What the machine may be asked for. The plain path is what the others must equal, to rounding.
 PLAIN = ("precision=fp32", "channels_last=false", "compile=false")
+# With 16 bits on CUDA `channels_last=auto` is yes; on a CPU it is refused.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "fp32, plain": PLAIN,
-    "bf16, channels_last": ("precision=bf16", "channels_last=true", "compile=false"),
-    "bf16, channels_last, compiled": ("precision=bf16", "channels_last=true", "compile=true"),
+    "bf16": ("precision=bf16", "channels_last=auto", "compile=false"),
+    "bf16, compiled": ("precision=bf16", "channels_last=auto", "compile=true"),
 }
 # Relative difference of the mean losses of the first steps: rounding, grown by a few updates.
-TOLERANCES = {"fp32, compiled": 0.01, "bf16, channels_last": 0.05, "bf16, channels_last, compiled": 0.05}
+TOLERANCES = {"fp32, compiled": 0.01, "bf16": 0.05, "bf16, compiled": 0.05}
 
 
 def tests(size: Size, device: torch.device, found: Found) -> None:
