@@ -13,7 +13,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test check bench methods docs constraints clean
+.PHONY: help demo run test check bench scaling overhead methods docs constraints clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,13 @@ check: $(VENV)/installed-dev  ## format, lint and types alone
 bench: $(VENV)/installed-plots  ## what DOT costs on this machine; figures also in runs/bench.json
 	mkdir -p runs
 	$(BIN)/dotkd bench --json runs/bench.json
+
+scaling: $(VENV)/installed-plots  ## how the time of a step grows with batch, parameters and images; also in runs/scaling.csv
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --csv runs/scaling.csv
+
+overhead: $(VENV)/installed-plots  ## measure where a step's time and memory go; renew the figures of docs/overhead.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
 
 methods: $(VENV)/installed-plots  ## every method by SGD and by DOT: make methods DATA=tiny-imagenet-200
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py '$(DATA)'

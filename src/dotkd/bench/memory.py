@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from dotkd.bench.recording import recorded
 
 _CPU = 0  # torch's number for the device type, as it stands in a trace
 
@@ -32,13 +31,9 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         peak = torch.cuda.max_memory_allocated(device) - before
         del kept
         return peak
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _standard_error_closed():
-        profiler.start()
     # What `work` returns lives to the end, so that nothing is released early.
-    kept = work()
-    with _standard_error_closed():
-        profiler.stop()
+    with recorded(profile_memory=True) as profiler:
+        kept = work()
     del kept
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -51,16 +46,3 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
-
-
-@contextmanager
-def _standard_error_closed() -> Generator[None, None, None]:
-    """Some builds of torch's profiler announce their start and end on stderr, past Python and without a switch."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

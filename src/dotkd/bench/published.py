@@ -71,6 +71,24 @@ class PublishedUpdate:
         return reached
 
 
+def published_gradients(
+    params: Sequence[Tensor], task: Tensor, distill: Tensor
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients of both losses as published: the distillation loss first, its graph kept, and then the task loss.
+
+    Between the passes the gradients are taken off the parameters, and so they are at the end.
+    """
+    found: list[list[Tensor | None]] = []
+    for loss, keep in ((distill, True), (task, False)):
+        for p in params:
+            p.grad = None
+        loss.backward(retain_graph=keep)
+        found.append([p.grad for p in params])
+    for p in params:
+        p.grad = None
+    return found[1], found[0]
+
+
 def _is_among(p: Tensor, others: Sequence[Tensor]) -> bool:
     # Tensors compare element by element, so `in` would not do.
     for other in others:  # noqa: SIM110 - `any` over a generator would be slower than what is transcribed

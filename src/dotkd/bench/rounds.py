@@ -1,4 +1,4 @@
-"""Two pieces of work timed in turns, so that whatever else the machine does disturbs both alike."""
+"""Pieces of work timed in turns, so that whatever else the machine does disturbs all of them alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from dotkd.allocator import keep_freed_memory
+
+Result = TypeVar("Result")
 
 _MOST_ROUNDS, _LEAST_ROUNDS = 15, 3
 
@@ -28,7 +30,7 @@ class Conditions:
     device: torch.device
     threads: int = 1
     rounds: int | None = None
-    seconds: float = 25.0
+    seconds: float = 35.0
 
     def __post_init__(self) -> None:
         for name, value in (("threads", self.threads), ("rounds", self.rounds)):
@@ -73,28 +75,39 @@ class Quantity(NamedTuple):
 
 
 def timed_in_turns(
-    first: Callable[[], object], second: Callable[[], object], conditions: Conditions, *, repeats: int = 1
-) -> tuple[list[float], list[float]]:
-    """Seconds of one call of each, one value a round: first, second, first, second, ...
+    work: Sequence[Callable[[], object]], conditions: Conditions, *, repeats: int = 1
+) -> list[list[float]]:
+    """Seconds of one call of each, one value a round: first, second, ..., first, second, ...
 
-    A round calls each `repeats` times. Both run once before, uncounted: kernels are chosen and buffers made then.
+    A round calls each `repeats` times. All run once before, uncounted: kernels are chosen and buffers made then.
     """
-    work = (first, second)
-    spent: tuple[list[float], list[float]] = ([], [])
     for function in work:
         _clocked(function, conditions, 1)
+    with uncollected():
+        found = repeated(lambda: [_clocked(function, conditions, repeats) / repeats for function in work], conditions)
+    return [list(values) for values in zip(*found, strict=True)]
+
+
+def repeated(one: Callable[[], Result], conditions: Conditions) -> list[Result]:
+    """What `one` returns, as many times as the conditions ask for."""
+    found: list[Result] = []
+    start = time.perf_counter()
+    while _another(len(found), time.perf_counter() - start, conditions):
+        found.append(one())
+    return found
+
+
+@contextmanager
+def uncollected() -> Generator[None, None, None]:
+    """Python's collector of cycles runs before, and not while it lasts."""
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        start = time.perf_counter()
-        while _another(len(spent[0]), time.perf_counter() - start, conditions):
-            for function, values in zip(work, spent, strict=True):
-                values.append(_clocked(function, conditions, repeats) / repeats)
+        yield
     finally:
         if collecting:
             gc.enable()
-    return spent
 
 
 def _another(done: int, elapsed: float, conditions: Conditions) -> bool:
@@ -107,14 +120,15 @@ def _another(done: int, elapsed: float, conditions: Conditions) -> bool:
 
 def _clocked(function: Callable[[], object], conditions: Conditions, repeats: int) -> float:
     clock = time.process_time if conditions.clock == "CPU time" else time.perf_counter
-    _wait(conditions.device)
+    wait_for(conditions.device)
     start = clock()
     for _ in range(repeats):
         function()
-    _wait(conditions.device)
+    wait_for(conditions.device)
     return clock() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until everything asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
