@@ -13,10 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cache_runs import config_of, damage, furnished, run
 from dotkd import Trainer
+from dotkd.cache.known import CachedTeacher
 from dotkd.cache.store import Store
 from tiny_runs import CLASSES, STEPS, Died, before_each_step, die_in, everything, records, run_with_stops
 
@@ -158,3 +160,30 @@ def test_damaged_records_are_computed_anew_and_counted(home, tmp_path):
     trained = [record["cache"]["corrupt"] for record in records(tmp_path / "two") if record["kind"] == "train"]
     assert trained == sorted(trained)
     assert trained[-1] == hit
+
+
+# --- on a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_on_a_gpu_filling_and_reading_are_the_same_run(home, tmp_path, top_k):
+    config = config_of(home, "smooth", views=2, device="cuda", cache=str(tmp_path / "cache"), cache_top_k=top_k)
+    assert run(config, tmp_path / "filling")["cache"]["computed"] > 0
+    assert run(config, tmp_path / "reading")["cache"]["computed"] == 0
+    assert bits(tmp_path / "filling") == bits(tmp_path / "reading")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_filling_and_reading_do_not_wait_for_the_gpu(home, tmp_path, monkeypatch):
+    completed = CachedTeacher._completed
+
+    def watched(self, *given):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return completed(self, *given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(CachedTeacher, "_completed", watched)
+    run(config_of(home, "smooth", views=2, device="cuda", cache=str(tmp_path / "cache")), tmp_path / "run")

@@ -90,6 +90,23 @@ def test_what_is_drawn_for_views_is_uniform() -> None:
         assert stats.pearsonr(first.flatten().numpy(), second.flatten().numpy()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("settings", "count"), [({}, 1), ({"augment": "crop-flip"}, 162), ({"augment": "rotate-flip", "views": 3}, 3)]
+)
+def test_a_view_asked_for_by_number_is_the_one_that_training_shows(settings: dict, count: int) -> None:
+    shown: dict[tuple[int, int], Tensor] = {}
+    for batch in data.batches(made(), "train", batch_size=4, seed=1, shuffle=True, **settings):
+        for sample, view, inputs in zip(batch.index.tolist(), batch.view.tolist(), batch.inputs, strict=True):
+            shown[sample, view] = inputs
+    for (sample, view), inputs in shown.items():
+        one = list(data.batches(made(), "train", batch_size=5, view=view, **settings))
+        assert torch.cat([batch.index for batch in one]).tolist() == list(range(12))
+        assert set(torch.cat([batch.view for batch in one]).tolist()) == {view}
+        assert torch.equal(torch.cat([batch.inputs for batch in one])[sample], inputs)
+    with pytest.raises(ValueError, match=rf"expected `view` in 0\.\.{count - 1}, got {count}"):
+        data.batches(made(), "train", batch_size=4, view=count, **settings)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize(
     "settings",
@@ -121,6 +138,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
     refused("expected `views` of at least 1, got 0", augment="crop-flip", views=0)
     refused("`views` is for an augmentation alone, without mixing: got 2 with augment 'none', mix 'none'", views=2)
+    refused("expected `view` in none, where each epoch has its own, got 0", augment="rotate-flip", view=0)
     refused("got 2 with augment 'crop-flip', mix 'mixup'", augment="crop-flip", mix="mixup", views=2)
     refused("and a second view", augment="crop-flip", strong=True, views=2)
     refused(r"expected `part` \(k, n\) with 0 <= k < n, got \(2, 2\)", part=(2, 2))

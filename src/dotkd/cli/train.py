@@ -87,6 +87,8 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     told = [f"{name} {value:.4g}" for name, value in losses.items() if value is not None]
     skipped = f", {summary['skipped_steps']} skipped" if summary["skipped_steps"] else ""
     lines.append(f"test losses: {', '.join(told)}; {summary['steps']} steps{skipped} in {summary['seconds']:.1f} s")
+    if cache := summary.get("cache"):
+        lines.append(f"cache: {cache['read']} read, {cache['computed']} computed, {cache['corrupt']} damaged")
     return lines
 
 
