@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 import dotkd
@@ -151,7 +151,18 @@ def in_buffers(net, batch):
     optimizer.backward(**losses_of_outputs(net(batch.inputs), batch, optimizer.streams))
 
 
+def the_older_fsdp(net, batch):
+    wrapped = FullyShardedDataParallel(Net(), process_group=group_of(net), device_id=torch.device("cpu"))
+    optimizer = dotkd.DOT(wrapped.parameters())
+    optimizer.backward(**losses_of_outputs(wrapped(batch.inputs), batch, optimizer.streams))
+
+
+def group_of(net):
+    return net.head.weight.device_mesh.get_group()
+
+
 REFUSALS = {
+    the_older_fsdp: (TypeError, "expected torch.distributed.fsdp.fully_shard, got FullyShardedDataParallel"),
     partly_spread: (ValueError, "one device mesh, got some that are not sharded"),
     kept_back: (RuntimeError, "reaches no parameter.*set_requires_gradient_sync"),
     in_buffers: (RuntimeError, "gradients_in_buffers"),
