@@ -89,6 +89,19 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(ranks, opti
     check(ranks, 2, Loop(optimizer, spoil="distill"))
 
 
+def infinite_loss_with_a_finite_gradient(rank, group):
+    net, batch = spread(group), part(0, rank, 2)
+    optimizer, before = dotkd.DOT(net.parameters(), lr=0.1), whole(net)
+    losses = losses_of_outputs(net(batch.inputs), batch, optimizer.streams)
+    optimizer.backward(**{**losses, "task": losses["task"] + (float("inf") if rank else 0.0)})
+    optimizer.step()
+    return optimizer.skipped_steps, all(torch.equal(p, q) for p, q in zip(whole(net), before, strict=True))
+
+
+def test_an_infinite_loss_on_one_rank_skips_the_step_on_all_even_if_its_gradient_is_finite(ranks):
+    assert ranks.run(infinite_loss_with_a_finite_gradient, 2) == [(1, True), (1, True)]
+
+
 def change_of_the_state(rank, group, loop):
     """Five steps; what follows after the state went spread -> whole -> spread, and through a checkpoint."""
     net = spread(group)

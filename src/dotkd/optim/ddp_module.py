@@ -33,7 +33,8 @@ class DDPModule:
             )
         self.send = send
         self.fired: set[Tensor] = set()  # whose gradient DDP was told of in this backward pass, even if there is none
-        self.began = self.ended = False  # whether DDP has handed over its first, its last bucket
+        self._module = module
+        self._ended = False  # whether DDP has handed over its last bucket
         self.params = [p for p in module.parameters() if p.requires_grad]
         self._nodes = [_accumulation(p) for p in self.params]
         for p, node in zip(self.params, self._nodes, strict=True):
@@ -58,12 +59,21 @@ class DDPModule:
     def expect(self) -> None:
         """Forget the last backward pass."""
         self.fired.clear()
-        self.began = self.ended = False
+        self._ended = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last forward pass asked for averages, and DDP has not handed over all its buckets since."""
+        return self._module.require_forward_param_sync and not self._ended
+
+    def hand_over(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """What the hook does."""
+        self._ended = bucket.is_last()
+        return self.send(bucket)
 
 
 def _hook(state: Any, bucket: Any) -> Any:
-    state.began, state.ended = True, bucket.is_last()
-    return state.send(bucket)
+    return state.hand_over(bucket)
 
 
 # DDP compares the annotations themselves, which are strings in this file.
