@@ -90,6 +90,7 @@ class Batching(NamedTuple):
     mix: Mix
     mix_alpha: float
     strong: bool
+    views: int | None
 
     @classmethod
     def of(cls, config: Config) -> Batching:
@@ -98,7 +99,7 @@ class Batching(NamedTuple):
         if augment == "auto":
             augment = USUAL_AUGMENT.get(config.data.partition(":")[0], "none")
         strong = config.method != "none" and Objective(config.method, options=config.method_options).wants_strong
-        return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong)
+        return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong, config.views)
 
     @property
     def shows_fixed_views(self) -> bool:
@@ -122,6 +123,7 @@ class Batching(NamedTuple):
             mix=self.mix,
             mix_alpha=self.mix_alpha,
             strong=self.strong,
+            views=self.views,
             device=device,
         )
 

@@ -49,6 +49,9 @@ class Config(BaseModel):
     augment: Literal["auto", "none", "crop-flip", "rotate-flip", "resized-crop-flip"] = Field(
         default="auto", description="changes to training pictures; auto: as is usual for the data"
     )
+    views: int | None = Field(
+        default=None, ge=1, description="distinct views of a training picture; null: as many as its augmentation makes"
+    )
     mix: Literal["none", "mixup", "cutmix"] = Field(default="none", description="training samples mixed in pairs")
     mix_alpha: float = Field(default=1.0, gt=0, description="both parameters of the Beta distribution of the share")
 
