@@ -201,7 +201,7 @@ def test_a_batch_is_the_augmentation_applied_to_its_draws(name: str) -> None:
 
 
 def test_both_views_are_drawn_apart() -> None:
-    for _, (draw, _) in augment.AUGMENTATIONS.items():
+    for draw in (augmentation.draw for augmentation in augment.AUGMENTATIONS.values()):
         key = {"seed": 1, "epoch": 0, "batch": 0}
         assert not torch.equal(draw(20, **key), draw(20, **key, purpose=draws.STRONG_VIEWS))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import data, models
+from dotkd.activation_checkpointing import checkpoint_activations
 from dotkd.allocator import keep_freed_memory
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
@@ -74,6 +75,8 @@ def assemble(config: Config) -> Parts:
     untrained, distiller = None, None
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
+    if config.activation_checkpointing:
+        checkpoint_activations(student)
     trained = distiller.parameters() if distiller and config.method != "none" else student.parameters()
     return Parts(device, dataset, batching, student, untrained, distiller, plan(config, trained), average)
 
@@ -87,6 +90,7 @@ class Batching(NamedTuple):
     mix: Mix
     mix_alpha: float
     strong: bool
+    views: int | None
 
     @classmethod
     def of(cls, config: Config) -> Batching:
@@ -95,7 +99,7 @@ class Batching(NamedTuple):
         if augment == "auto":
             augment = USUAL_AUGMENT.get(config.data.partition(":")[0], "none")
         strong = config.method != "none" and Objective(config.method, options=config.method_options).wants_strong
-        return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong)
+        return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong, config.views)
 
     @property
     def shows_fixed_views(self) -> bool:
@@ -119,6 +123,7 @@ class Batching(NamedTuple):
             mix=self.mix,
             mix_alpha=self.mix_alpha,
             strong=self.strong,
+            views=self.views,
             device=device,
         )
 

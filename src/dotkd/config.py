@@ -49,6 +49,9 @@ class Config(BaseModel):
     augment: Literal["auto", "none", "crop-flip", "rotate-flip", "resized-crop-flip"] = Field(
         default="auto", description="changes to training pictures; auto: as is usual for the data"
     )
+    views: int | None = Field(
+        default=None, ge=1, description="distinct views of a training picture; null: as many as its augmentation makes"
+    )
     mix: Literal["none", "mixup", "cutmix"] = Field(default="none", description="training samples mixed in pairs")
     mix_alpha: float = Field(default=1.0, gt=0, description="both parameters of the Beta distribution of the share")
 
@@ -143,6 +146,12 @@ class Config(BaseModel):
     # machine and output
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
     compile: bool = Field(default=False, description="compile the student with torch.compile")
+    low_memory: bool = Field(
+        default=False, description="gradients are added to the momentum buffers as they arise and never kept, SGD forms"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="the student's blocks are computed again in each backward pass, not kept"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     seed: int = Field(

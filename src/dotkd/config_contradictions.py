@@ -23,6 +23,7 @@ MORE_TEACHERS = ("model", "weights", "options", "input", "share")
 def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
     """The rules that no single key can show; yields the keys that each broken one rests on, and the line."""
     yield from _optimization(config)
+    yield from _memory(config)
     yield from _schedule(config)
     yield from _names(config)
     yield from _objective(config)
@@ -96,6 +97,22 @@ def _optimization(config: Config) -> Iterator[tuple[set[str], str]]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         hint = nearest(config.device, ("auto", "cpu", "cuda", "cuda:0"))
         yield {"device"}, f"device: expected auto, cpu, cuda or cuda:N, got {shown(config.device)}{hint}"
+
+
+def _memory(config: Config) -> Iterator[tuple[set[str], str]]:
+    if config.low_memory:
+        reason = "with low_memory, which keeps no gradients"
+        if config.trainer in ADAMW:
+            yield {"low_memory", "trainer"}, f"low_memory: expected false with trainer {config.trainer}, got true"
+        elif config.nesterov:
+            yield {"low_memory", "nesterov"}, f"nesterov: expected false {reason}, got true"
+        if config.clip_norm is not None:
+            yield {"low_memory", "clip_norm"}, f"clip_norm: expected null {reason}, got {config.clip_norm}"
+        if config.precision == "fp16":
+            yield {"low_memory", "precision"}, f"precision: expected fp32 or bf16 {reason}, got 'fp16'"
+    if config.activation_checkpointing and config.compile:
+        text = "compile: expected false with activation_checkpointing, got true"
+        yield {"activation_checkpointing", "compile"}, text
 
 
 def _schedule(config: Config) -> Iterator[tuple[set[str], str]]:

@@ -62,6 +62,7 @@ def plan(config: Config, params: Iterable[nn.Parameter]) -> Plan:
         less, more = (1 - mu) / (1 - mu + delta), (1 - mu) / (1 - mu - delta)
         task, distill, decay = task * less, distill * more, decay * less
     sgd: dict[str, Any] = {"lr": lr, "weight_decay": decay, "nesterov": config.nesterov}
+    sgd["gradients_in_buffers"] = config.low_memory
     adamw: dict[str, Any] = {"lr": lr, "weight_decay": decay, "betas": (mu, config.beta2), "eps": config.eps}
     match config.trainer:
         case "dot" | "dot-normalized":

@@ -33,11 +33,18 @@ DEGREES = 20.0
 class Augmentation(NamedTuple):
     """draw(count, seed=, epoch=, batch=, purpose=) gives numbers for `apply(inputs, numbers)`.
 
-    The numbers are (count, ...) and on the CPU, wherever the inputs (B, C, H, W) are.
+    The numbers are on the CPU, wherever the inputs (B, C, H, W) are: (count, `numbers`) float64, uniform in [0, 1);
+    or, where an image has so many distinct `views`, (count,) int64, uniform in [0, `views`).
     """
 
     draw: Callable[..., Tensor]
     apply: Callable[[Tensor, Tensor], Tensor]
+    numbers: int
+    views: int | None = None
+
+    def of(self, uniform: Tensor) -> Tensor:
+        """The numbers for `apply` out of (count, `numbers`) float64, uniform in [0, 1)."""
+        return uniform if self.views is None else (uniform[:, 0] * self.views).long()
 
 
 def draw_views(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
@@ -89,7 +96,7 @@ def mirror_as_drawn(inputs: Tensor, draws: Tensor) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "crop-flip": Augmentation(draw_views, crop_flip),
-    "rotate-flip": Augmentation(draw_rotations, rotate_flip),
-    "resized-crop-flip": Augmentation(draw_crops, resized_crop_flip),
+    "crop-flip": Augmentation(draw_views, crop_flip, 1, VIEWS),
+    "rotate-flip": Augmentation(draw_rotations, rotate_flip, 2),
+    "resized-crop-flip": Augmentation(draw_crops, resized_crop_flip, NUMBERS),
 }

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from dotkd.data import draws
-from dotkd.data.arguments import check_name, check_number, check_whole, hint
+from dotkd.data.arguments import check_whole, hint
 from dotkd.data.augment import AUGMENTATIONS, Augment, mirror_as_drawn
 from dotkd.data.dataset import Dataset, Split, SplitName, taken, to_unit
-from dotkd.data.mixing import Mix, draw_mixture, mix_inputs, mix_targets
-from dotkd.data.randaugment import draw_operations, rand_augment
+from dotkd.data.mixing import Mix, mix_inputs, mix_targets
+from dotkd.data.randaugment import rand_augment
 from dotkd.data.resized import Resized
+from dotkd.data.views import Shown, Views
 
 Raw = TypeVar("Raw")
 
@@ -28,20 +29,21 @@ class Batch(NamedTuple):
     """inputs (B, *input_shape) float32, normalised, and targets, both on the device asked for.
 
     targets: (B,) int64, or (B, C) float32, rows that add up to 1, where samples are mixed. index: (B,) int64, positions
-    in the split, always on the CPU, where reading it costs no synchronisation. strong: a second view of the same
-    samples, like `inputs`, where it is asked for.
+    in the split, always on the CPU, where reading it costs no synchronisation; view: likewise, the numbers of the views
+    (see `dotkd.data.views`). strong: a second view of the same samples, like `inputs`, where it is asked for.
     """
 
     inputs: Tensor
     targets: Tensor
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  tuple.index is of no use here
+    view: Tensor
     strong: Tensor | None = None
 
     def chunks(self, count: int) -> list[Batch]:
         """At most `count` parts, one after the other, as of `torch.chunk`."""
-        inputs, targets, index = (part.chunk(count) for part in (self.inputs, self.targets, self.index))
-        strong = [None] * len(inputs) if self.strong is None else self.strong.chunk(count)
-        return [Batch(*parts) for parts in zip(inputs, targets, index, strong, strict=True)]
+        always = [part.chunk(count) for part in (self.inputs, self.targets, self.index, self.view)]
+        strong = [None] * len(always[0]) if self.strong is None else self.strong.chunk(count)
+        return [Batch(*parts) for parts in zip(*always, strong, strict=True)]
 
 
 def batch_count(dataset: Dataset, split: SplitName, *, batch_size: int, drop_last: bool = False) -> int:
@@ -72,6 +74,8 @@ def batches(
     mix: Mix = "none",
     mix_alpha: float = 1.0,
     strong: bool = False,
+    views: int | None = None,
+    part: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """The batches `start`, `start` + 1, ... of one epoch, augmented if asked for, normalised, then mixed.
@@ -79,16 +83,18 @@ def batches(
     augment: see `dotkd.data.augment`; "resized-crop-flip" takes its boxes from the whole files of images that are
     decoded on demand, else from what is in memory. mix, mix_alpha: see `dotkd.data.mixing`. strong: a second view as
     well, by an `augment` of its own draw and then `dotkd.data.randaugment`; mixing does the same to both views.
-    start: may equal the number of batches; then nothing is left.
+    views: how many views of a sample there are, see `dotkd.data.views`. part: (k, n), of each batch the k-th (from 0)
+    of n equal parts. start: may equal the number of batches; then nothing is left.
 
     Raises ValueError or TypeError at the call for arguments that do not fit, and ValueError while iterating for an
     image that cannot be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
     samples, where = _split(dataset, split), torch.device(device)
-    _check_views(dataset, samples, augment, mix, mix_alpha, strong)
+    shown = Views(augment, mix, mix_alpha, strong, views, seed)
+    _check_inputs(dataset, samples, shown)
+    _check_part(part, batch_size, drop_last)
     check_whole("epoch", epoch, least=0)
-    check_whole("seed", seed, least=0)
     check_whole("start", start)
     if not 0 <= start <= count:
         raise ValueError(f"expected `start` in 0..{count}, the number of batches, got {start}")
@@ -101,63 +107,59 @@ def batches(
     mean, std = dataset.mean.view(channels).to(where), dataset.std.view(channels).to(where)
     fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8).to(where)
     augmentation = AUGMENTATIONS.get(augment)
-    purposes = (draws.VIEWS, draws.STRONG_VIEWS)[: 1 + strong]
     files = None
     if augment == "resized-crop-flip" and not isinstance(samples.inputs, (Tensor, Resized)):
         files = samples.inputs
 
-    def read(number: int) -> tuple[int, Tensor, list[Tensor], Tensor]:
-        """Number and samples of a batch, what the augmentation draws for each of V views, and the pixels: (1, B, ...),
-        or (V, B, ...) where each view is cut from the files."""
+    def read(number: int) -> tuple[Shown, Tensor]:
+        """What the batch shows and its pixels: (1, R, ...), or (V, R, ...) where each view is cut from the files."""
         index = order[batch_size * number :][:batch_size]
-        drawn: list[Tensor] = []
-        if augmentation is not None:
-            key = {"seed": seed, "epoch": epoch, "batch": number}
-            drawn = [augmentation.draw(len(index), **key, purpose=purpose) for purpose in purposes]
+        drawn = shown.draw(index, dataset.input_shape, epoch=epoch, batch=number, part=part)
         if files is not None:
-            return number, index, drawn, files.cropped(index, torch.stack(drawn))
-        return number, index, drawn, taken(samples.inputs, index).unsqueeze(0)
+            return drawn, files.cropped(drawn.rows, torch.stack(drawn.numbers))
+        return drawn, taken(samples.inputs, drawn.rows).unsqueeze(0)
 
-    def views_of(pixels: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+    def inputs_of(pixels: Tensor, drawn: Shown) -> list[Tensor]:
         if augmentation is None:
-            return [pixels[0] for _ in purposes]
+            return [pixels[0]] * (1 + strong)
         if files is not None:
-            return [mirror_as_drawn(view, numbers) for view, numbers in zip(pixels, drawn, strict=True)]
-        return [augmentation.apply(pixels[0], numbers) for numbers in drawn]
+            return [mirror_as_drawn(view, numbers) for view, numbers in zip(pixels, drawn.numbers, strict=True)]
+        return [augmentation.apply(pixels[0], numbers) for numbers in drawn.numbers]
 
     def generate() -> Iterator[Batch]:
         decoding = not isinstance(samples.inputs, Tensor)
-        for number, index, drawn, raw in _ahead(read, range(start, count), decoding=decoding):
+        for drawn, raw in _ahead(read, range(start, count), decoding=decoding):
             # uint8 crosses to the device, a quarter of the bytes; the rest is done there.
-            views = views_of(_to_device(raw, where), drawn)
-            if strong:
-                operations = draw_operations(len(index), seed=seed, epoch=epoch, batch=number)
-                views[1] = rand_augment(views[1], operations, fill)
-            views = [to_unit(view).sub(mean).div_(std) for view in views]
-            targets = _to_device(samples.targets[index], where)
-            if mix != "none":
-                mixture = draw_mixture(
-                    mix, len(index), dataset.input_shape, alpha=mix_alpha, seed=seed, epoch=epoch, batch=number
-                )
-                views = [mix_inputs(inputs, mixture) for inputs in views]
-                targets = mix_targets(targets, mixture, num_classes=dataset.num_classes)
-            yield Batch(views[0], targets, index, views[1] if strong else None)
+            both = inputs_of(_to_device(raw, where), drawn)
+            if drawn.operations is not None:
+                both[1] = rand_augment(both[1], drawn.operations, fill)
+            both = [to_unit(inputs).sub(mean).div_(std) for inputs in both]
+            targets = _to_device(samples.targets[drawn.rows], where)
+            if drawn.mixture is not None:
+                both = [mix_inputs(inputs, drawn.mixture) for inputs in both]
+                targets = mix_targets(targets, drawn.mixture, num_classes=dataset.num_classes)
+            yield Batch(both[0], targets, drawn.rows[: drawn.size], drawn.view, both[1] if strong else None)
 
     return generate()
 
 
-def _check_views(dataset: Dataset, samples: Split, augment: str, mix: str, mix_alpha: float, strong: bool) -> None:
-    """Raises ValueError for names that do not exist and for inputs that are no images where images are needed."""
-    check_name("augment", augment, get_args(Augment))
-    check_name("mix", mix, get_args(Mix))
-    check_number("mix_alpha", mix_alpha)
-    if not 0 < mix_alpha < math.inf:
-        raise ValueError(f"expected `mix_alpha` above 0, got {mix_alpha}")
+def _check_part(part: tuple[int, int], batch_size: int, drop_last: bool) -> None:
+    mine, parts = part
+    if not 0 <= mine < parts:
+        raise ValueError(f"expected `part` (k, n) with 0 <= k < n, got {part}")
+    if parts > 1 and (batch_size % parts or not drop_last):
+        rule = "expected a batch_size that the number of parts divides, and drop_last"
+        raise ValueError(f"{rule}: got {batch_size} in {parts} parts, drop_last {drop_last}")
+
+
+def _check_inputs(dataset: Dataset, samples: Split, shown: Views) -> None:
+    """Raises ValueError for inputs that are no images where images are needed."""
     shape = dataset.input_shape
-    for needs, name in ((augment != "none", f"augment '{augment}'"), (mix == "cutmix", "mix 'cutmix'")):
+    needing = ((shown.augment != "none", f"augment '{shown.augment}'"), (shown.mix == "cutmix", "mix 'cutmix'"))
+    for needs, name in needing:
         if needs and len(shape) != 3:
             raise ValueError(f"{name} needs inputs (C, H, W), {dataset.name} has {shape}")
-    if strong:
+    if shown.strong:
         floats = isinstance(samples.inputs, Tensor) and samples.inputs.dtype != torch.uint8
         if len(shape) != 3 or shape[0] not in (1, 3) or floats:
             kind = "float32" if floats else "uint8"

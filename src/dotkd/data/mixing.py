@@ -24,8 +24,8 @@ Mix = Literal["none", "mixup", "cutmix"]
 
 
 class Mixture(NamedTuple):
-    """share: l, of the sample itself, in [0, 1]. partner: (B,) int64 on the CPU. box: top, bottom, left and right edge
-    in pixels of what comes from the partner; None for MixUp."""
+    """share: l, of the sample itself, in [0, 1]. partner: (B,) int64 on the CPU, positions in what is mixed. box: top,
+    bottom, left and right edge in pixels of what comes from the partner; None for MixUp."""
 
     share: float
     partner: Tensor
@@ -53,17 +53,19 @@ def draw_mixture(
 
 
 def mix_inputs(inputs: Tensor, mixture: Mixture) -> Tensor:
-    """The mixed batch, of the type and shape of `inputs` (B, ...), which stay as they are."""
+    """The B samples first in `inputs` (B or more, ...), mixed with their partners in it; `inputs` stay as they are."""
     partner = mixture.partner.to(inputs.device, non_blocking=True)
+    own = inputs[: len(partner)]
     if mixture.box is None:
-        return inputs.index_select(0, partner).lerp_(inputs, mixture.share)
+        return inputs.index_select(0, partner).lerp_(own, mixture.share)
     top, bottom, left, right = mixture.box
-    mixed = inputs.clone()
+    mixed = own.clone()
     mixed[:, :, top:bottom, left:right] = inputs[:, :, top:bottom, left:right].index_select(0, partner)
     return mixed
 
 
 def mix_targets(targets: Tensor, mixture: Mixture, *, num_classes: int) -> Tensor:
-    """(B, num_classes) float32 probabilities. targets: (B,) int64."""
-    own = torch.zeros(len(targets), num_classes, device=targets.device).scatter_(1, targets.unsqueeze(1), 1.0)
-    return mixture.share * own + (1 - mixture.share) * own[mixture.partner.to(targets.device, non_blocking=True)]
+    """(B, num_classes) float32 probabilities. targets: (B or more,) int64, as the inputs of `mix_inputs`."""
+    each = torch.zeros(len(targets), num_classes, device=targets.device).scatter_(1, targets.unsqueeze(1), 1.0)
+    partner = mixture.partner.to(targets.device, non_blocking=True)
+    return mixture.share * each[: len(partner)] + (1 - mixture.share) * each[partner]
