@@ -181,7 +181,28 @@ def another_hook(net, model, optimizer, losses):
     optimizer.distribute(other)
 
 
+def parameters_that_differ(net, model, optimizer, losses):
+    rank = torch.distributed.get_rank()
+    alone = nn.Parameter(torch.full((3,), float(rank)))
+    optimizer = dotkd.DOT([*net.parameters(), alone])
+    optimizer.backward(task=losses()["task"], distill=losses()["distill"] + alone.sum())
+
+
+def unreached(net, model, optimizer, losses):
+    optimizer.backward(task=losses()["task"], distill=0.1 * net.body(part(0, 0, 2).inputs).square().mean())
+
+
+def ranks_own_momenta(net, model, optimizer, losses):
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.backward(**losses())
+    optimizer.step()
+    optimizer.state_dict()
+
+
 REFUSALS = {
+    parameters_that_differ: (RuntimeError, "1 parameters .* differ between ranks: call optimizer.distribute"),
+    unreached: (RuntimeError, r"no loss reaches 1 parameters.*shape \(5, 7\).*find_unused_parameters"),
+    ranks_own_momenta: (RuntimeError, "average_buffers"),
     clip: (RuntimeError, 'clipped or rescaled.*reduce="gradients"'),
     clip_by_torch: (RuntimeError, 'clipped or rescaled.*reduce="gradients"'),
     scale: (RuntimeError, 'clipped or rescaled.*reduce="gradients"'),

@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 import dotkd
@@ -89,6 +89,19 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(ranks, opti
     check(ranks, 2, Loop(optimizer, spoil="distill"))
 
 
+def infinite_loss_with_a_finite_gradient(rank, group):
+    net, batch = spread(group), part(0, rank, 2)
+    optimizer, before = dotkd.DOT(net.parameters(), lr=0.1), whole(net)
+    losses = losses_of_outputs(net(batch.inputs), batch, optimizer.streams)
+    optimizer.backward(**{**losses, "task": losses["task"] + (float("inf") if rank else 0.0)})
+    optimizer.step()
+    return optimizer.skipped_steps, all(torch.equal(p, q) for p, q in zip(whole(net), before, strict=True))
+
+
+def test_an_infinite_loss_on_one_rank_skips_the_step_on_all_even_if_its_gradient_is_finite(ranks):
+    assert ranks.run(infinite_loss_with_a_finite_gradient, 2) == [(1, True), (1, True)]
+
+
 def change_of_the_state(rank, group, loop):
     """Five steps; what follows after the state went spread -> whole -> spread, and through a checkpoint."""
     net = spread(group)
@@ -151,7 +164,18 @@ def in_buffers(net, batch):
     optimizer.backward(**losses_of_outputs(net(batch.inputs), batch, optimizer.streams))
 
 
+def the_older_fsdp(net, batch):
+    wrapped = FullyShardedDataParallel(Net(), process_group=group_of(net), device_id=torch.device("cpu"))
+    optimizer = dotkd.DOT(wrapped.parameters())
+    optimizer.backward(**losses_of_outputs(wrapped(batch.inputs), batch, optimizer.streams))
+
+
+def group_of(net):
+    return net.head.weight.device_mesh.get_group()
+
+
 REFUSALS = {
+    the_older_fsdp: (TypeError, "expected torch.distributed.fsdp.fully_shard, got FullyShardedDataParallel"),
     partly_spread: (ValueError, "one device mesh, got some that are not sharded"),
     kept_back: (RuntimeError, "reaches no parameter.*set_requires_gradient_sync"),
     in_buffers: (RuntimeError, "gradients_in_buffers"),

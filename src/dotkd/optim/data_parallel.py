@@ -107,8 +107,8 @@ class DataParallel:
             self._touch(
                 p for p, *others in zip(params, *fresh.values(), strict=True) if any(g is not None for g in others)
             )
+            self._refuse_unfinished()
             if self._sent:
-                self._refuse_unfinished()
                 self._send_rest(params)
                 fresh[self._stream] = [self._last.get(p) for p in params]
                 # DDP leaves alone what it takes for unused, that is, not reached by the last stream on any rank.
@@ -241,8 +241,8 @@ class DataParallel:
 
     def _refuse_unfinished(self) -> None:
         for module in self._modules:
-            if module.began and not module.ended:
-                left = [p for p in module.params if p not in module.fired]
+            left = [p for p in module.params if p not in module.fired]
+            if module.waits and module.fired and left:
                 raise RuntimeError(
                     f"no loss reaches {len(left)} parameters of the DistributedDataParallel module, the first of shape "
                     f"{tuple(left[0].shape)}: freeze them before wrapping, or pass find_unused_parameters=True"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,7 +33,8 @@ class DDPModule:
             )
         self.send = send
         self.fired: set[Tensor] = set()  # whose gradient DDP was told of in this backward pass, even if there is none
-        self.began = self.ended = False  # whether DDP has handed over its first, its last bucket
+        self._module = module
+        self._ended = False  # whether DDP has handed over its last bucket
         self.params = [p for p in module.parameters() if p.requires_grad]
         self._nodes = [_accumulation(p) for p in self.params]
         for p, node in zip(self.params, self._nodes, strict=True):
@@ -58,12 +59,21 @@ class DDPModule:
     def expect(self) -> None:
         """Forget the last backward pass."""
         self.fired.clear()
-        self.began = self.ended = False
+        self._ended = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last forward pass asked for averages, and DDP has not handed over all its buckets since."""
+        return self._module.require_forward_param_sync and not self._ended
+
+    def hand_over(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """What the hook does."""
+        self._ended = bucket.is_last()
+        return self.send(bucket)
 
 
 def _hook(state: Any, bucket: Any) -> Any:
-    state.began, state.ended = True, bucket.is_last()
-    return state.send(bucket)
+    return state.hand_over(bucket)
 
 
 # DDP compares the annotations themselves, which are strings in this file.
@@ -79,8 +89,15 @@ def _accumulation(p: Tensor) -> Any:
 
 
 def modules_around(params: Iterable[Tensor]) -> list[DistributedDataParallel]:
-    """The DDP modules of this process that hold any of the parameters, in an unspecified order."""
+    """The DDP modules of this process that hold any of the parameters, in an unspecified order.
+
+    Raises TypeError if a module of the older FSDP holds some: each rank would clip and skip by its own shard.
+    """
     wanted = set(params)
     # Classes, not isinstance: that would ask proxies for their __class__, and wake them.
-    found = [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel)]
+    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    wrappers = [m for m in modules if type(m).__name__ == "FullyShardedDataParallel"]
+    if any(not wanted.isdisjoint(module.parameters()) for module in wrappers):
+        raise TypeError("expected torch.distributed.fsdp.fully_shard, got FullyShardedDataParallel, its predecessor")
+    found = [m for m in modules if isinstance(m, DistributedDataParallel)]
     return [module for module in found if not wanted.isdisjoint(module.parameters())]
