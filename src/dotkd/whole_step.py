@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -63,9 +62,12 @@ class WholeStep:
         self._params = [names[id(p)] for p in params]
         self._keep = keep
         self._graphs: dict[tuple[object, ...], tuple[Callable[..., Any], list[str], list[str]]] = {}
-        for tensor in self._state.values():
-            # A recorded graph then reads them where they are instead of a copy of theirs.
-            torch._dynamo.mark_static_address(tensor)
+        if any(tensor.is_cuda for tensor in self._state.values()):
+            from torch._dynamo import mark_static_address  # takes seconds to import
+
+            for tensor in self._state.values():
+                # A recorded graph then reads them where they are instead of a copy of theirs.
+                mark_static_address(tensor)
 
     def __call__(self, seed: Tensor, *given: Tensor | None) -> tuple[Computed, dict[str, list[Tensor | None]]]:
         """What ``compute(*given)`` gives, detached, and the gradients by stream, ``seed`` (shape ()) times as large.

@@ -73,7 +73,7 @@ def adakd(
         raise ValueError(f"expected `ratio` in (0, 1], got {ratio}")
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"expected `beta` in [0, 1], got {beta}")
-    counts = _checked(mask, tuple(student.shape)).to(student.device).flatten()
+    counts = _checked(mask, student).flatten()
     # Zeroed before anything is computed of them: a NaN that is only dropped later still spoils gradients.
     student, teacher = (z.reshape(-1, z.shape[-1]).masked_fill(~counts.unsqueeze(-1), 0.0) for z in (student, teacher))
     with torch.no_grad():
@@ -181,17 +181,18 @@ class TokenFocus:
         self._average, self._reference = state["average"], state["reference"]
 
 
-def _checked(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """The mask, all true where none is given; refused where it does not fit logits of this shape."""
+def _checked(mask: Tensor | None, logits: Tensor) -> Tensor:
+    """The mask, on the logits' device, all true where none is given; refused where it does not fit them."""
+    shape = tuple(logits.shape)
     if mask is None:
-        return torch.ones(shape[:-1], dtype=torch.bool)
+        return torch.ones(shape[:-1], dtype=torch.bool, device=logits.device)
     if mask.dtype != torch.bool:
         raise TypeError(f"expected `mask` of dtype torch.bool, got {mask.dtype}")
     if tuple(mask.shape) != shape[:-1]:
         raise ValueError(
             f"expected `mask` of shape {shape[:-1]}, the logits' without the vocabulary, got {tuple(mask.shape)}"
         )
-    return mask
+    return mask.to(logits.device)
 
 
 def _hardest(student: Tensor, teacher: Tensor, counts: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
