@@ -7,7 +7,8 @@
 - What the memories of CRD, the averages of CORSD and the margins of OFD hold is what the whole batch makes of them.
 - All processes hold the same weights and buffers, of batch norm too: running statistics are those of the main one.
 - A loss that is not finite in one process is a skipped step in all, and what ends the run says where it was.
-- `parallel=fsdp` spreads the weights of student, teacher and projector, to the same result and the same files.
+- `parallel=fsdp` spreads the weights of student and teacher, to the same result and the same files; methods that look
+  inside are refused.
 - A run stopped in n processes goes on in m, exact to rounding, with a warning; what is random then is drawn anew.
 - A batch that cannot be shared, configs that differ and a folder with another run are refused in all processes.
 """
@@ -43,7 +44,6 @@ SHARDED = {
     "dot-adamw": {"trainer": "dot-adamw", "lr": 0.01},
     "clipped": {"clip_norm": 0.3},
     "micro-batches": {"accumulate": 3},
-    "projector": {"method": "tiny_runs:DoubleHint"},
     "teacher first": EXACT["teacher first"],
 }
 OF_FOUR = ("dot", "dot-adamw", "micro-batches")

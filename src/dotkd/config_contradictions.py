@@ -31,6 +31,8 @@ def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
 
 def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
     """What a student that is spread over processes cannot have yet."""
+    from dotkd.methods import METHODS, find
+
     if config.parallel != "fsdp":
         return
     wrong = {
@@ -38,10 +40,12 @@ def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
         "compile": config.compile,
         "precision": config.precision == "fp16",
         "teacher_learns": bool(config.teacher_learns),
-        "method": config.method == "srrl",  # it applies the teacher's last layer outside of the teacher
+        # FSDP gets no notice of a gradient that does not come in by a model's output, and would lose it.
+        "method": config.method in METHODS and inspect.isclass(find(config.method)),
     }
     for key in (key for key, found in wrong.items() if found):
-        yield {key, "parallel"}, f"{key}: not with parallel fsdp, got {shown(getattr(config, key))}; take parallel=ddp"
+        what = "no method that looks inside the models" if key == "method" else f"no such {key}"
+        yield {key, "parallel"}, f"{key}: {what} with parallel fsdp, got {shown(getattr(config, key))}; use ddp"
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
