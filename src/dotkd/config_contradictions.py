@@ -35,17 +35,19 @@ def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
 
     if config.parallel != "fsdp":
         return
-    wrong = {
-        "ema": config.ema is not None,
-        "compile": config.compile,
-        "precision": config.precision == "fp16",
-        "teacher_learns": bool(config.teacher_learns),
+    looks_inside = config.method in METHODS and inspect.isclass(find(config.method))
+    wrong = (
+        ("ema", "null", config.ema is not None),
+        ("compile", "false", config.compile),
+        ("precision", "fp32 or bf16", config.precision == "fp16"),
+        ("teacher_learns", "none", bool(config.teacher_learns)),
         # FSDP gets no notice of a gradient that does not come in by a model's output, and would lose it.
-        "method": config.method in METHODS and inspect.isclass(find(config.method)),
-    }
-    for key in (key for key, found in wrong.items() if found):
-        what = "no method that looks inside the models" if key == "method" else f"no such {key}"
-        yield {key, "parallel"}, f"{key}: {what} with parallel fsdp, got {shown(getattr(config, key))}; use ddp"
+        ("method", "one that does not look inside the models", looks_inside),
+    )
+    for key, expected, found in wrong:
+        if found:
+            text = f"{key}: expected {expected} with parallel fsdp, got {shown(getattr(config, key))}"
+            yield {key, "parallel"}, f"{text}; parallel=ddp takes it"
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:

@@ -27,8 +27,8 @@ def spread(config: Config, parts: Parts) -> Parts:
     The teacher has to have its weights first: see `Stepper.start_together`.
 
     Raises:
-        ValueError: the method looks inside the models. FSDP makes ready for a gradient that comes in by a model's output;
-            one that comes in elsewhere, by a hook, would be lost.
+        ValueError: the method looks inside the models. FSDP makes ready for a gradient that comes in by a model's
+            output; one that comes in elsewhere, by a hook, would be lost.
     """
     if parts.distiller and parts.distiller.looks_inside:
         raise ValueError(f"method {config.method} looks inside the models, which parallel fsdp does not allow: use ddp")
