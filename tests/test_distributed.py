@@ -82,6 +82,7 @@ def many(home):
     jobs += [job(home, f"fsdp {name}", parallel="fsdp", **changes) for name, changes in SHARDED.items()]
     jobs.append(job(home, "fsdp stopped", parallel="fsdp", log_every=1) | {"stop": [1, 6]})
     jobs.append({"out": str(home / "fsdp stopped"), "resume": True})
+    jobs.append(job(home, "fsdp for one", parallel="fsdp", log_every=1) | {"stop": [0, 3]})
     jobs.append(job(home, "2 dot", seed=3))
     jobs.append(job(home, "2 stopped", **STOPPED) | {"stop": [1, 6]})
     differing = [job(home, "", **changes)["config"] for changes in ({}, {"lr": 0.01, "seed": 3})]
@@ -138,7 +139,11 @@ def test_two_processes_with_sharded_weights_are_one(many, one, name):
 
 
 def test_a_sharded_run_goes_on_from_a_checkpoint_that_anybody_can_read(many, one):
-    assert_alike(many / "fsdp stopped", one("whole without average", log_every=1), tolerance=1e-12)
+    whole = one("whole without average", log_every=1)
+    assert_alike(many / "fsdp stopped", whole, tolerance=1e-12)
+    with pytest.warns(RuntimeWarning, match="a run of 2 goes on in 1 processes"):
+        Trainer.resume(many / "fsdp for one").fit()
+    assert_alike(many / "fsdp for one", whole, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("name", OF_FOUR)
