@@ -32,13 +32,12 @@ def _work(rank: int, store: str, tasks: Any, results: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=_PATIENCE)
     groups = {size: dist.new_group(list(range(size)), timeout=_PATIENCE) for size in SIZES}
-    for task in iter(tasks.get, None):
+    while True:
+        function, ranks, args = pickle.loads(tasks.get())
         try:
-            function, ranks, args = pickle.loads(task)
             results.put((rank, pickle.dumps(function(rank, groups[ranks], *args)), ""))
         except BaseException:
             results.put((rank, b"", traceback.format_exc()))
-    dist.destroy_process_group()
 
 
 class RankPool:
@@ -57,20 +56,15 @@ class RankPool:
         for _ in range(ranks):
             rank, result, error = self._results.get(timeout=2 * _PATIENCE.total_seconds())
             if error:
-                self.close(at_once=True)
+                self.close()
                 raise AssertionError(f"rank {rank} of {ranks}:\n{error}")
             got[rank] = pickle.loads(result)
         return [got[rank] for rank in range(ranks)]
 
-    def close(self, *, at_once: bool = False) -> None:
-        for process, tasks in zip(self._processes, self._tasks if self._processes else [], strict=True):
-            if at_once:
-                process.terminate()
-            tasks.put(None)
+    def close(self) -> None:
         for process in self._processes:
-            process.join(timeout=20)
-            if process.is_alive():
-                process.kill()
+            process.kill()
+            process.join()
         if self._processes:
             self._folder.cleanup()
         self._processes = []

@@ -21,11 +21,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from optim_cases import assert_close
 from parallel_cases import (
     OPTIMIZERS,
     STEPS,
     Loop,
     Net,
+    Part,
     alone,
     assert_same,
     losses_of,
@@ -60,10 +62,9 @@ def test_one_and_four_ranks_equal_one_process(ranks, count, loop):
 
 
 DDP_OPTIONS = {
-    "views": {"gradient_as_bucket_view": True},
+    "views, many buckets": {"gradient_as_bucket_view": True, "bucket_cap_mb": 1e-4},
     "unused": {"find_unused_parameters": True},
-    "many buckets": {"bucket_cap_mb": 1e-4},
-    "unused, views, many": {"gradient_as_bucket_view": True, "find_unused_parameters": True, "bucket_cap_mb": 1e-4},
+    "unused, views": {"gradient_as_bucket_view": True, "find_unused_parameters": True},
 }
 
 
@@ -181,8 +182,7 @@ def test_a_state_with_averaged_momenta_continues_on_any_number_of_ranks(ranks, l
         assert all(torch.equal(first[key], second[key]) for key in {**first, **second})
     finished = [begun[0][1], *(ranks.run(go_on, count, loop, begun[0][0])[0] for count in (1, 4))]
     for ours in finished:
-        for p, q in zip(ours, exact, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+        assert_close(ours, exact)
 
 
 class Sometimes(nn.Module):
@@ -222,6 +222,22 @@ def test_parameters_that_only_some_ranks_reach_stay_equal(ranks, optimizer, redu
     assert moved == too == [True] * 5 + [False]
 
 
+class Sum(torch.autograd.Function):
+    """Over the ranks, both ways."""
+
+    @staticmethod
+    def forward(ctx, inputs, group):
+        ctx.group, total = group, inputs.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 class SyncNorm(nn.Module):
     """What SyncBatchNorm does in training, which refuses the CPU: the moments of the samples of all ranks."""
 
@@ -230,9 +246,7 @@ class SyncNorm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         moments = torch.stack([inputs.mean(0), inputs.square().mean(0)])
         if self.group is not None:
-            from torch.distributed.nn.functional import all_reduce
-
-            moments = all_reduce(moments, group=self.group) / self.group.size()
+            moments = Sum.apply(moments, self.group) / self.group.size()
         return (inputs - moments[0]) / (moments[1] - moments[0].square() + 1e-5).sqrt()
 
 
@@ -245,12 +259,38 @@ def normed(rank, group, loop):
     return weights(net)
 
 
-@pytest.mark.parametrize("loop", [Loop(), Loop("AdamW")])
+@pytest.mark.parametrize("loop", [Loop(), Loop(reduce="gradients")])
 def test_a_norm_over_all_ranks_equals_one_process_and_its_messages_stay_in_order(ranks, loop):
     net = Net(SyncNorm)
     optimizer = loop.build(net.parameters())
     for _ in train(net, net, optimizer, loop, range(STEPS)):
         pass
     for ours in ranks.run(normed, 2, loop):
-        for p, q in zip(ours, weights(net), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+        assert_close(ours, weights(net), 1e-11)
+
+
+def batch_norm_on_gpus(rank, group):
+    """SyncBatchNorm over NCCL, one device a rank, with DOT; and BatchNorm of the whole batch on the first device."""
+    torch.cuda.set_device(rank)
+    nccl = dist.new_group([0, 1], backend="nccl", use_local_synchronization=True)
+    results = []
+    for count in (2, 1):
+        net = Net(functools.partial(nn.BatchNorm1d, 8)).cuda()
+        model: nn.Module = net
+        if count == 2:
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net, nccl)
+            model = DistributedDataParallel(net, device_ids=[rank], process_group=nccl)
+        optimizer = Loop().build(net.parameters())
+        for step in range(STEPS):
+            batch = Part(*(tensor.cuda() for tensor in part(step, rank if count == 2 else 0, count)))
+            optimizer.backward(**losses_of(model(batch.inputs), batch, optimizer.streams))
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([p.cpu() for p in weights(net)])
+    return results
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_sync_batch_norm_on_two_gpus_equals_batch_norm_of_the_whole_batch(ranks):
+    for ours, whole in ranks.run(batch_norm_on_gpus, 2):
+        assert_close(ours, whole, 1e-9)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -79,8 +79,15 @@ def _accumulation(p: Tensor) -> Any:
 
 
 def modules_around(params: Iterable[Tensor]) -> list[DistributedDataParallel]:
-    """The DDP modules of this process that hold any of the parameters, in an unspecified order."""
+    """The DDP modules of this process that hold any of the parameters, in an unspecified order.
+
+    Raises TypeError if a module of the older FSDP holds some: each rank would clip and skip by its own shard.
+    """
     wanted = set(params)
     # Classes, not isinstance: that would ask proxies for their __class__, and wake them.
-    found = [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel)]
+    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    wrappers = [m for m in modules if type(m).__name__ == "FullyShardedDataParallel"]
+    if any(not wanted.isdisjoint(module.parameters()) for module in wrappers):
+        raise TypeError("expected torch.distributed.fsdp.fully_shard, got FullyShardedDataParallel, its predecessor")
+    found = [m for m in modules if isinstance(m, DistributedDataParallel)]
     return [module for module in found if not wanted.isdisjoint(module.parameters())]

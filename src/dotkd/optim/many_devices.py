@@ -60,7 +60,8 @@ class ManyDevices(torch.optim.Optimizer, ABC):
         """As in torch. Raises RuntimeError where the ranks' momenta differ: call :meth:`average_buffers` first."""
         if self._ranks is not None and self._ranks.apart:
             raise RuntimeError(
-                "each rank has momenta of its own: call optimizer.average_buffers() on all ranks before state_dict()"
+                "each rank has momenta of its own: call optimizer.average_buffers() on all ranks before state_dict(), "
+                'or optimizer.distribute(ddp, reduce="gradients") before training'
             )
         return super().state_dict()
 

@@ -291,7 +291,9 @@ class StreamOptimizer(ManyDevices):
         for name, grads in fresh.items():
             present = [grad for grad in grads if grad is not None]
             if not present:
-                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer")
+                held_back = "; or set_requires_gradient_sync(False) keeps its gradient back, where the streams mix"
+                hint = held_back if mesh_of(self._params()) is not None else ""
+                raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer{hint}")
             if any(grad.is_sparse for grad in present):
                 raise TypeError(f"stream {name!r} has a sparse gradient, expected dense: use Embedding(sparse=False)")
 
