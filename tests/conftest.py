@@ -39,3 +39,10 @@ def teacher(home):
     from tiny_runs import trained_teacher
 
     return trained_teacher(home)
+
+
+@pytest.fixture(scope="module")
+def pictures(home):
+    from tiny_runs import pictures_run
+
+    return pictures_run(home)

@@ -201,11 +201,25 @@ CONTRADICTIONS = [
     (["parallel=fsdp", "ema=0.9"], "ema: expected null with parallel fsdp, got 0.9; parallel=ddp takes it"),
     (
         ["parallel=fsdp", "precision=fp16"],
-        "precision: expected fp32 or bf16 with parallel fsdp, got 'fp16'; parallel=ddp takes it",
+        "precision: expected auto, fp32 or bf16 with parallel fsdp, got 'fp16'; parallel=ddp takes it",
     ),
     (
         ["trainer=sgd", "momentum=0", "nesterov=true"],
         "nesterov: expected momentum > 0 with it, got momentum 0",
+    ),
+    (["trainer=adamw", "low_memory=true"], "low_memory: expected false with trainer adamw, got true"),
+    (
+        ["low_memory=true", "nesterov=true"],
+        "nesterov: expected false with low_memory, which keeps no gradients, got true",
+    ),
+    (["low_memory=true", "clip_norm=1"], "clip_norm: expected null with low_memory, which keeps no gradients, got 1.0"),
+    (
+        ["low_memory=true", "precision=fp16"],
+        "precision: expected auto, fp32 or bf16 with low_memory, which keeps no gradients, got 'fp16'",
+    ),
+    (
+        ["activation_checkpointing=true", "compile=true"],
+        "compile: expected false with activation_checkpointing, got true",
     ),
     (["accumulate=3"], "accumulate: expected a divisor of batch_size 64, got 3"),
     (

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -297,31 +296,6 @@ def test_decoding_on_demand_gives_the_same_batches(tmp_path: Path, monkeypatch: 
 def test_the_memory_cap_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MEMORY_CAP", 60 * 3 * 4 * 5)
     assert isinstance(data.load(f"imagefolder:{fill(tmp_path, count=30)}").val.inputs, Tensor)
-
-
-def test_one_batch_is_decoded_ahead_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MEMORY_CAP", 0)
-    dataset = data.load(f"imagefolder:{fill(tmp_path, count=30)}")
-    asked: list[int] = []
-    original, ready = Images.__getitem__, threading.Semaphore(0)
-
-    def recorded(self: Images, index: Tensor) -> Tensor:
-        asked.append(int(index[0]))
-        batch = original(self, index)
-        ready.release()
-        return batch
-
-    monkeypatch.setattr(Images, "__getitem__", recorded)
-    before = set(threading.enumerate())
-    found = data.batches(dataset, "train", batch_size=10)
-    assert asked == []
-    next(found)
-    assert ready.acquire(timeout=10)
-    assert ready.acquire(timeout=10)
-    assert asked == [0, 10]
-    found.close()  # type: ignore[attr-defined]
-    assert asked == [0, 10]
-    assert set(threading.enumerate()) <= before
 
 
 def test_images_take_any_index(tmp_path: Path) -> None:

@@ -1,19 +1,15 @@
 """The contract of `gradients_in_buffers=True`: the backward passes add the gradients to the momentum buffers.
 
 - Parameters and buffers are those of the ordinary mode to rounding: for any streams, groups, decay, normalisation,
-  pattern of which loss reaches what, micro-batches, `join`, frozen and thawed layers. States load from one mode into
-  the other.
+  pattern of which loss reaches what, micro-batches, `join`, layers that freeze, thaw or come later. States load from
+  one mode into the other; copies of an optimizer keep the mode.
 - It holds one number per parameter and stream and no more; `p.grad` is None outside of a backward pass.
-- A loss that is not finite skips the step without a trace. Finite losses with a gradient that is not finite, an error
-  in mid-backward, a micro-batch that spoils the step, `zero_grad()`: no parameter moves, and the buffers that the step
-  had entered are zero. Nothing that is not finite ever stays in one.
-- What needs a gradient by itself is refused in words, before anything changes.
+(Steps that cannot be taken are in test_in_place_faults, refusals in test_in_place_refusals.)
 """
 
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -28,7 +24,6 @@ from optim_cases import (
     assert_close,
     fill,
     identical,
-    linear_losses,
     make_params,
     random_grads,
     snapshot,
@@ -44,15 +39,6 @@ MOMENTA = {"task": 0.825, "distill": 0.975, "relation": 0.5}
 
 def in_place(params, **changes):
     return dotkd.DOT(params, gradients_in_buffers=True, **{**HYPER, **changes})
-
-
-def bad_start(seed=0):
-    """Parameters, an optimizer with a step behind it, and gradients for the next."""
-    params = make_params()
-    optimizer = in_place(params)
-    generator = torch.Generator().manual_seed(seed)
-    take(optimizer, params, random_grads(params, STREAMS, generator))
-    return params, optimizer, random_grads(params, STREAMS, generator)
 
 
 PATTERNS = [(True, True), (True, False), (False, True), (False, False), (True, True)]
@@ -102,6 +88,28 @@ def test_equals_the_ordinary_mode_on_a_network_whose_layers_freeze_and_thaw():
             student.body[0].requires_grad_(not frozen)
             train(student, optimizer, range(5))
     assert_close(*(snapshot(optimizer) for optimizer in optimizers), 1e-13)
+
+
+def test_a_group_may_come_later():
+    students = [Student(), Student()]
+    optimizers = [dotkd.DOT(students[0].body.parameters(), **HYPER), in_place(students[1].body.parameters())]
+    for student, optimizer in zip(students, optimizers, strict=True):
+        train(student, optimizer, range(3))
+        optimizer.add_param_group({"params": student.head.parameters(), "lr": 0.1, "delta": 0.05})
+        student.zero_grad()  # the head has collected the sum, as parameters of no optimizer do
+        train(student, optimizer, range(3, 6))
+    assert_close(*(snapshot(optimizer) for optimizer in optimizers), 1e-13)
+
+
+def test_a_copy_goes_on_in_the_same_mode():
+    student = Student()
+    optimizer = in_place(student.parameters())
+    train(student, optimizer, range(3))
+    student_copy, optimizer_copy = copy.deepcopy((student, optimizer))
+    for one, own in ((student, optimizer), (student_copy, optimizer_copy)):
+        train(one, own, range(3, 6))
+        assert all(p.grad is None for p in one.parameters())
+    assert identical(snapshot(optimizer), snapshot(optimizer_copy))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -192,102 +200,3 @@ def test_a_compiled_model_fills_the_buffers():
             optimizer.step()
             optimizer.zero_grad()
     assert_close(*(snapshot(optimizer) for optimizer in optimizers), 1e-13)
-
-
-# --- steps that cannot be taken
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("join", [False, True])
-def test_a_loss_that_is_not_finite_leaves_no_trace(stream, join):
-    student = Student()
-    optimizer = in_place(student.parameters())
-    train(student, optimizer, range(3))
-    before = snapshot(optimizer)
-    losses = student_losses(student, Batch(3))
-    losses[stream] = losses[stream] * math.nan
-    optimizer.join(**losses).backward() if join else optimizer.backward(**losses)
-    optimizer.backward(**student_losses(student, Batch(4)))  # a good micro-batch does not save the step
-    optimizer.step()
-    assert identical(snapshot(optimizer), before)
-    assert (optimizer.skipped_steps, bool(optimizer.last_step_skipped)) == (1, True)
-
-
-def assert_started_again(optimizer, params, before):
-    assert identical(params, before)
-    state = optimizer.state_dict()["state"]
-    assert all(not value.any() for entry in state.values() for value in entry.values())
-    assert state
-    fresh = [nn.Parameter(p.detach().clone()) for p in params]
-    other = in_place(fresh)
-    grads = random_grads(params, STREAMS, torch.Generator().manual_seed(5))
-    take(optimizer, params, grads)
-    take(other, fresh, grads)
-    assert identical(params, fresh)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("stream", STREAMS)
-def test_a_gradient_that_is_not_finite_empties_the_buffers(stream, bad):
-    params, optimizer, grads = bad_start()
-    before = [p.detach().clone() for p in params]
-    losses = linear_losses(params, grads)
-    losses[stream] = losses[stream] + (Poison.apply(params[1], bad)).sum()
-    optimizer.backward(**losses)
-    optimizer.step()
-    assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (1, 1)
-    assert_started_again(optimizer, params, before)
-    assert (optimizer.skipped_steps, optimizer.skipped_in_a_row) == (1, 0)
-
-
-class Poison(torch.autograd.Function):
-    """The identity, with `bad` for a gradient; a `bad` of None is an error, as out of memory would be."""
-
-    @staticmethod
-    def forward(ctx, x, bad):
-        ctx.bad = bad
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        if ctx.bad is None:
-            raise MemoryError("out of memory in the middle of a backward pass")
-        return torch.full_like(gradient, ctx.bad), None
-
-
-def test_a_later_micro_batch_that_is_not_finite_empties_them_too():
-    params, optimizer, grads = bad_start()
-    before = [p.detach().clone() for p in params]
-    fill(optimizer, params, grads)
-    losses = linear_losses(params, grads)
-    optimizer.backward(**{**losses, "task": losses["task"] * math.inf})
-    optimizer.step()
-    assert optimizer.skipped_steps == 1
-    assert_started_again(optimizer, params, before)
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("join", [False, True])
-def test_an_error_in_mid_backward_is_no_half_step(stream, join):
-    params, optimizer, grads = bad_start()
-    before = [p.detach().clone() for p in params]
-    fill(optimizer, params, grads)
-    losses = linear_losses(params, grads)
-    losses[stream] = losses[stream] + Poison.apply(params[0], None).sum()
-    with pytest.raises(MemoryError, match="out of memory"):
-        optimizer.join(**losses).backward() if join else optimizer.backward(**losses)
-    assert all(p.grad is None for p in params)
-    with pytest.raises(RuntimeError, match=r"step\(\) before backward\(\)"):
-        optimizer.step()
-    assert_started_again(optimizer, params, before)
-
-
-def test_zero_grad_gives_a_step_up():
-    params, optimizer, grads = bad_start()
-    before = [p.detach().clone() for p in params]
-    fill(optimizer, params, grads)
-    optimizer.zero_grad()
-    assert_started_again(optimizer, params, before)
-    held = snapshot(optimizer)
-    optimizer.zero_grad()  # between steps it has nothing to give up
-    assert identical(snapshot(optimizer), held)

@@ -183,7 +183,7 @@ def test_mixed_samples_are_learnt_from_by_both_losses(small_images, tmp_path, mi
     config = image_config(small_images, mix=mix, trainer="dot")
     trainer = Trainer(config, tmp_path / "run")
     assert trainer.fit()["status"] == "done"
-    assert trainer._stepper.known is None  # the teacher sees each mixed sample, as the student does
+    assert trainer._known is None  # the teacher sees each mixed sample, as the student does
     with pytest.raises(ConfigError, match="mix: expected none with method nkd"):
         image_config(small_images, mix=mix, method="nkd")
 
@@ -191,7 +191,7 @@ def test_mixed_samples_are_learnt_from_by_both_losses(small_images, tmp_path, mi
 def test_a_second_view_costs_both_cross_entropies(small_images, tmp_path):
     config = image_config(small_images, method="crld", augment="crop-flip", trainer="sgd")
     trainer = Trainer(config, tmp_path / "run")
-    first = next(trainer._batching.batches(trainer.dataset, device=trainer.device))
+    first = next(trainer.batching.batches(trainer.dataset, device=trainer.device))
     assert first.strong.shape == first.inputs.shape
     assert not torch.equal(first.strong, first.inputs)
     trainer.distiller.train()
@@ -224,7 +224,7 @@ def test_several_teachers_are_their_mean_or_the_best_one(tmp_path, choice):
     else:
         costs = torch.stack([torch.nn.functional.cross_entropy(z, batch.targets, reduction="none") for z in logits])
         expected = logits[costs.argmin(0), torch.arange(96)]
-    torch.testing.assert_close(trainer._stepper.known, expected)
+    torch.testing.assert_close(trainer._known._logits, expected)
 
 
 def test_features_of_several_teachers_are_refused(tmp_path):
@@ -254,7 +254,7 @@ def test_a_student_learns_from_its_own_average(tmp_path):
     summary = trainer.fit()
     assert not (tmp_path / "run" / "teacher").exists()
     assert not torch.equal(before["head.weight"], trainer.teacher.state_dict()["head.weight"])
-    assert trainer._stepper.known is None
+    assert trainer._known is None
     trained = [record["distill_loss"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert max(trained) > 0
     assert summary["teacher_test_accuracy"] == summary["ema_test_accuracy"]
@@ -288,7 +288,7 @@ def test_a_part_of_the_teacher_learns_and_the_rest_stays(tmp_path):
 def test_the_acclimation_loss_is_the_teachers_own_cross_entropy(tmp_path):
     config = tiny(vectors(tmp_path), teacher_learns=["head"], acclimation_weight=0.5, **given_teacher(tmp_path))
     trainer = Trainer(config, tmp_path / "run")
-    batch = next(trainer._batching.batches(trainer.dataset, device=trainer.device))
+    batch = next(trainer.batching.batches(trainer.dataset, device=trainer.device))
     trainer.student.eval()
     task, distill, logits = trainer.distiller(batch.inputs, batch.targets)
     known = trainer.teacher(batch.inputs)

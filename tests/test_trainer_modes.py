@@ -157,6 +157,8 @@ STEP_KINDS = {
     "micro-batches": {"accumulate": 4},
     "smoothed": {"label_smoothing": 0.1},
     "bf16": {"precision": "bf16"},
+    "low memory": {"low_memory": True},
+    "checkpointed": {"activation_checkpointing": True},
     "dkd": {"method": "dkd"},
     "jsd": {"method": "jsd"},
     "sgd": {"trainer": "sgd"},

@@ -100,6 +100,15 @@ def vector_run(folder: Path) -> Config:
     return tiny(vectors(folder), epochs=3, trainer="dot", **changes, **given_teacher(folder))
 
 
+def pictures_run(home: Path) -> Config:
+    """Small convolutional models, the teacher trained already, an average of the student."""
+    config = tiny(images(home), trainer="dot", teacher="tiny_runs:small", student="tiny_runs:small")
+    config = config.replace(student_options={}, augment="crop-flip", epochs=1, ema=0.8, teacher_epochs=1)
+    config = config.replace(student_features=("body",), teacher_features=("body",))
+    Trainer(config, home / "pictures").fit()
+    return config.replace(teacher_weights=str(home / "pictures" / "teacher"), lr=0.01)
+
+
 def image_run(folder: Path) -> Config:
     """Augmented views, a teacher trained first and asked at every step, micro-batches, AdamW, fp16 and its scale."""
     changes = {"student": "tiny_runs:dropout", "student_options": {}, "teacher": "tiny_runs:dropout", "accumulate": 2}
@@ -150,6 +159,17 @@ class Double(Net):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs.double())
+
+
+class Coarse(Net):
+    """Its logits are quarters, which float16 holds exactly."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (16 * super().forward(inputs)).round() / 4
+
+
+def coarse(num_classes, input_shape):
+    return Coarse(math.prod(input_shape), nn.Tanh(), classes=num_classes)
 
 
 def double(num_classes, input_shape):
@@ -227,6 +247,22 @@ def signalled(input_shape, step, number, rank):
     return Signalled(math.prod(input_shape), step, number, rank)
 
 
+class Small(Net):
+    """No strided 1x1 convolution, see `dotkd.execution`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32)
+        layers = [nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1)]
+        self.body, self.pool = nn.Sequential(*layers, nn.ReLU()), nn.AdaptiveAvgPool2d(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(self.pool(self.body(inputs)))
+
+
+def small(input_shape):
+    return Small(input_shape[0])
+
+
 class NaNTeacher(nn.Module):
     """Not finite for samples whose first number lies above `above`, and for whole batches of `size` samples."""
 
@@ -242,6 +278,10 @@ class NaNTeacher(nn.Module):
 
 def nan_teacher(input_shape, above=math.inf, size=-1):
     return NaNTeacher(math.prod(input_shape), above, size)
+
+
+def linear(num_classes, input_shape):
+    return nn.Linear(math.prod(input_shape), num_classes)
 
 
 def too_wide(num_classes, input_shape):

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dotkd import data, distributed, models
+from dotkd.activation_checkpointing import checkpoint_activations
 from dotkd.allocator import keep_freed_memory
+from dotkd.averaging import MovingAverage
 from dotkd.config import Config
 from dotkd.data import Augment, Dataset, Mix
+from dotkd.data.views import Views
 from dotkd.distiller import Distiller
+from dotkd.execution import Execution
 from dotkd.methods.activations import logits_of
 from dotkd.methods.objective import Objective
 from dotkd.randomness import seed_everything
@@ -38,13 +41,14 @@ class Parts(NamedTuple):
     """
 
     device: torch.device
+    execution: Execution
     dataset: Dataset
     batches: Batching
     student: nn.Module
     teacher: nn.Module | None
     distiller: Distiller | None
     plan: Plan
-    average: AveragedModel | None
+    average: MovingAverage | None
     example: Tensor
 
 
@@ -62,6 +66,7 @@ def assemble(config: Config) -> Parts:
     if device.type == "cpu":
         keep_freed_memory()
     dataset = data.load(config.data, validation=config.validation, image_size=config.image_size)
+    execution = Execution.of(config, device, dataset.input_shape)
     batching = Batching.of(config)
     # What does not fit the data is refused at this call, before a teacher has been trained.
     first = next(batching.batches(dataset, device=device))
@@ -71,16 +76,20 @@ def assemble(config: Config) -> Parts:
         student = _synchronised(student, device)
     if config.student_weights:
         models.load_weights(student, config.student_weights)
-    average = None
-    if config.ema:
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    execution.laid_out(student)
+    average = MovingAverage(student, decay=config.ema) if config.ema else None
     untrained, distiller = None, None
     if config.method != "none" or config.teacher_weights:
         untrained, distiller = _distiller(config, dataset, student, average, first.inputs[:2])
         if config.sync_batch_norm and distiller.objective.module is not None:
             distiller.objective.module = _synchronised(distiller.objective.module, device)
+        if distiller.teacher is not None:
+            execution.laid_out(distiller.teacher)
+    if config.activation_checkpointing:
+        checkpoint_activations(student)
     optimizing = plan(config, trained_parameters(config, student, distiller))
-    return Parts(device, dataset, batching, student, untrained, distiller, optimizing, average, first.inputs[:2])
+    example = first.inputs[:2]
+    return Parts(device, execution, dataset, batching, student, untrained, distiller, optimizing, average, example)
 
 
 def trained_parameters(config: Config, student: nn.Module, distiller: Distiller | None) -> Iterable[nn.Parameter]:
@@ -109,9 +118,9 @@ class Batching(NamedTuple):
         return cls(config.batch_size, config.seed, augment, config.mix, config.mix_alpha, strong, config.views)
 
     @property
-    def shows_fixed_views(self) -> bool:
-        """Whether each sample looks the same in every epoch."""
-        return self.augment == "none" and self.mix == "none" and not self.strong
+    def view_count(self) -> int | None:
+        """How many views of a sample there are; None where every epoch has its own (see `dotkd.data.views`)."""
+        return Views(self.augment, self.mix, self.mix_alpha, self.strong, self.views, self.seed).count
 
     def batches(
         self, dataset: Dataset, *, device: torch.device, epoch: int = 0, start: int = 0
@@ -137,7 +146,7 @@ class Batching(NamedTuple):
 
 
 def _distiller(
-    config: Config, dataset: Dataset, student: nn.Module, average: AveragedModel | None, example: Tensor
+    config: Config, dataset: Dataset, student: nn.Module, average: MovingAverage | None, example: Tensor
 ) -> tuple[nn.Module | None, Distiller]:
     """The teacher that is still to be trained, if any, and the distiller with all teachers."""
     method = "kd" if config.method == "none" else config.method

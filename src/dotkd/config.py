@@ -86,6 +86,13 @@ class Config(BaseModel):
         default="mean", description="several teachers: weighted mean of logits, or the best one for each sample"
     )
 
+    cache: str | None = Field(
+        default=None, description="folder that keeps what the teacher says of each view; made if it is not there"
+    )
+    cache_top_k: int | None = Field(
+        default=None, ge=1, description="classes of a record of the cache, the rest sampled; null: all of them"
+    )
+
     # student
     student: str = Field(default="resnet1d", description="a model, named as the teacher is")
     student_options: Options = Field(default_factory=dict, description="options of the student model")
@@ -144,8 +151,21 @@ class Config(BaseModel):
     )
 
     # machine and output
-    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the forward and backward passes")
-    compile: bool = Field(default=False, description="compile the student with torch.compile")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the forward and backward passes; auto: bf16 on a GPU that has it, else fp32"
+    )
+    compile: bool | Literal["auto"] = Field(
+        default="auto", description="compile the step, or with methods that look inside the student; auto: no"
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        default="auto", description="layout of pictures in memory; auto: on a GPU in 16 bits"
+    )
+    low_memory: bool = Field(
+        default=False, description="gradients are added to the momentum buffers as they arise and never kept, SGD forms"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="the student's blocks are computed again in each backward pass, not kept"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="in several processes, weights are kept whole in each (ddp) or spread (fsdp)"

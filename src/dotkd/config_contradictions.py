@@ -23,9 +23,11 @@ MORE_TEACHERS = ("model", "weights", "options", "input", "share")
 def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
     """The rules that no single key can show; yields the keys that each broken one rests on, and the line."""
     yield from _optimization(config)
+    yield from _memory(config)
     yield from _schedule(config)
     yield from _names(config)
     yield from _objective(config)
+    yield from _cache(config)
     yield from _sharded(config)
 
 
@@ -38,8 +40,9 @@ def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
     looks_inside = config.method in METHODS and inspect.isclass(find(config.method))
     wrong = (
         ("ema", "null", config.ema is not None),
-        ("compile", "false", config.compile),
-        ("precision", "fp32 or bf16", config.precision == "fp16"),
+        ("cache", "null", config.cache is not None),  # some processes would ask a teacher that needs all of them
+        ("compile", "false or auto", config.compile is True),
+        ("precision", "auto, fp32 or bf16", config.precision == "fp16"),
         ("teacher_learns", "none", bool(config.teacher_learns)),
         # FSDP gets no notice of a gradient that does not come in by a model's output, and would lose it.
         ("method", "one that does not look inside the models", looks_inside),
@@ -92,6 +95,27 @@ def _objective(config: Config) -> Iterator[tuple[set[str], str]]:
             yield {"more_teachers"}, f"more_teachers.{number}.weights: {text}"
 
 
+def _cache(config: Config) -> Iterator[tuple[set[str], str]]:
+    if config.cache is None:
+        if config.cache_top_k is not None:
+            yield {"cache", "cache_top_k"}, f"cache_top_k: expected null without cache, got {config.cache_top_k}"
+        return
+    given = shown(config.cache)
+    if config.method == "none":
+        yield {"cache", "method"}, f"cache: expected null with method none, which asks no teacher, got {given}"
+    if config.teacher == "self":
+        yield {"cache", "teacher"}, f"cache: expected null with teacher self, which changes at every step, got {given}"
+    if config.teacher_learns:
+        text = f"cache: expected null with teacher_learns, by which the teacher changes at every step, got {given}"
+        yield {"cache", "teacher_learns"}, text
+    if config.cache_top_k is not None and config.method not in ("kd", "none"):
+        text = (
+            f"cache_top_k: expected null with method {config.method} (sampled classes are unbiased for kd alone), "
+            f"got {config.cache_top_k}"
+        )
+        yield {"cache_top_k", "method"}, text
+
+
 def _entries(key: str, given: Mapping[str, object], known: Sequence[str]) -> Iterator[tuple[set[str], str]]:
     for name, value in given.items():
         if name not in known:
@@ -121,6 +145,22 @@ def _optimization(config: Config) -> Iterator[tuple[set[str], str]]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         hint = nearest(config.device, ("auto", "cpu", "cuda", "cuda:0"))
         yield {"device"}, f"device: expected auto, cpu, cuda or cuda:N, got {shown(config.device)}{hint}"
+
+
+def _memory(config: Config) -> Iterator[tuple[set[str], str]]:
+    if config.low_memory:
+        reason = "with low_memory, which keeps no gradients"
+        if config.trainer in ADAMW:
+            yield {"low_memory", "trainer"}, f"low_memory: expected false with trainer {config.trainer}, got true"
+        elif config.nesterov:
+            yield {"low_memory", "nesterov"}, f"nesterov: expected false {reason}, got true"
+        if config.clip_norm is not None:
+            yield {"low_memory", "clip_norm"}, f"clip_norm: expected null {reason}, got {config.clip_norm}"
+        if config.precision == "fp16":
+            yield {"low_memory", "precision"}, f"precision: expected fp32 or bf16 {reason}, got 'fp16'"
+    if config.activation_checkpointing and config.compile is True:
+        text = "compile: expected false with activation_checkpointing, got true"
+        yield {"activation_checkpointing", "compile"}, text
 
 
 def _schedule(config: Config) -> Iterator[tuple[set[str], str]]:
@@ -204,6 +244,15 @@ def _method(config: Config) -> Iterator[tuple[set[str], str]]:
             f"mix: expected none with method {config.method}, which needs samples of one class, got {shown(config.mix)}"
         )
         yield {"mix", "method"}, text
+    if config.cache is not None and getattr(method, "teacherless", False):
+        text = f"cache: expected null with method {config.method}, which needs no teacher, got {shown(config.cache)}"
+        yield {"cache", "method"}, text
+    elif config.cache is not None and inspect.isclass(method):
+        text = f"cache: expected null with method {config.method}, which looks inside the teacher, got"
+        yield {"cache", "method"}, f"{text} {shown(config.cache)}"
+    elif config.cache is not None and "teacher_strong" in called:
+        text = f"cache: expected null with method {config.method}, which compares two views, got {shown(config.cache)}"
+        yield {"cache", "method"}, text
     if config.temperature is not None and "temperature" not in parameters:
         text = f"temperature: expected null with method {config.method}, which has none, got {config.temperature}"
         yield {"temperature", "method"}, text

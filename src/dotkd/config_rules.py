@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -50,6 +50,10 @@ def rule(annotation: Any, metadata: Sequence[object] = ()) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if NoneType in args:
         return f"{rule(next(arg for arg in args if arg is not NoneType), metadata)}, or null"
+    if origin in (Union, UnionType):
+        return f"{', '.join(rule(arg) for arg in args[:-1])}, or {rule(args[-1])}"
+    if origin is Literal and len(args) == 1:
+        return args[0]
     if origin is Literal:
         return f"one of {', '.join(args)}"
     if origin is Annotated:

@@ -17,6 +17,8 @@ UNTAUGHT: dict[str, Any] = {
     "distill_weight": None,
     "distill_warmup_epochs": None,
     "mix": "none",
+    "cache": None,
+    "cache_top_k": None,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dotkd.methods.activations import Activations, Observer, logits_of
 from dotkd.methods.objective import Method, Objective, nearest_or_refuse
+from dotkd.side_stream import SideStream
 from dotkd.teachers import Ensemble
 
 
@@ -85,6 +87,7 @@ class Distiller:
         self._learning = self._unfreeze(teacher_learns)
         self._acclimation_weight = acclimation_weight
         self._forward: Callable[[Tensor], Any] = student
+        self._side: SideStream | None = None
         self._observers: tuple[Observer, Observer] | None = None
         if self.objective.looks_inside:
             if isinstance(teacher, Ensemble):
@@ -131,6 +134,13 @@ class Distiller:
     def run_student_by(self, forward: Callable[[Tensor], Any]) -> None:
         """Call ``forward``, which wraps the student (compiled, or in DistributedDataParallel), from now on."""
         self._forward = forward
+
+    def overlap(self) -> None:
+        """On CUDA, run a teacher that does not learn on a stream of its own from now on, while the student runs.
+
+        Small models leave a GPU room for both; what both have in memory at a time grows by the teacher's activations.
+        """
+        self._side = SideStream()
 
     def __call__(
         self,
@@ -194,13 +204,18 @@ class Distiller:
         self, inputs: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, index: Tensor | None = None
     ) -> tuple[Activations, Activations]:
         """What the method sees of the student and of its teacher; where there is none, of the student twice."""
+        taught: Callable[[], Activations] | None = None
+        if teacher_logits is not None and not self.looks_inside:
+            taught = partial(Activations, teacher_logits)
+        elif self.teacher is not None:
+            taught = partial(self._observe_teacher, inputs, targets, index)
+            if self._side and self.teacher_is_fixed:
+                taught = self._side.start(taught, [inputs, targets])
         if self._observers:
             seen = self._observers[0](inputs, self._forward)
         else:
             seen = Activations(logits_of(self._forward(inputs)))
-        if teacher_logits is not None and not self.looks_inside:
-            return seen, Activations(teacher_logits)
-        return seen, seen if self.teacher is None else self._observe_teacher(inputs, targets, index)
+        return seen, seen if taught is None else taught()
 
     def distill_losses(
         self, student: Activations, teacher: Activations, **given: Tensor | float | None

@@ -26,17 +26,18 @@ class Plan(NamedTuple):
     distill_weight: float
     warmup_epochs: float = 0.0
 
-    def weigh(self, losses: Mapping[str, Tensor], epoch: int = 0) -> dict[str, Tensor]:
-        """The weighted losses by stream of the optimizer, in epoch ``epoch`` (from 0).
+    def share(self, epoch: int) -> float:
+        """The share of ``distill_weight`` that epoch ``epoch`` (from 0) takes."""
+        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+
+    def weigh(self, losses: Mapping[str, Tensor], epoch: int = 0, *, share: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted losses by stream of the optimizer, in epoch ``epoch`` (from 0), or with that ``share``, ().
 
         An optimizer with a stream for each loss gets them apart, one of two the distillation losses as one, one of one
         stream the sum.
         """
-        share = min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        weighted = {
-            name: (self.task_weight if name == "task" else share * self.distill_weight) * loss
-            for name, loss in losses.items()
-        }
+        factor = self.distill_weight * (self.share(epoch) if share is None else share)
+        weighted = {name: (self.task_weight if name == "task" else factor) * loss for name, loss in losses.items()}
         streams = self.optimizer.streams
         if tuple(weighted) == streams:
             return weighted
@@ -62,6 +63,7 @@ def plan(config: Config, params: Iterable[nn.Parameter]) -> Plan:
         less, more = (1 - mu) / (1 - mu + delta), (1 - mu) / (1 - mu - delta)
         task, distill, decay = task * less, distill * more, decay * less
     sgd: dict[str, Any] = {"lr": lr, "weight_decay": decay, "nesterov": config.nesterov}
+    sgd["gradients_in_buffers"] = config.low_memory
     adamw: dict[str, Any] = {"lr": lr, "weight_decay": decay, "betas": (mu, config.beta2), "eps": config.eps}
     match config.trainer:
         case "dot" | "dot-normalized":

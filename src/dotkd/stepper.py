@@ -19,14 +19,15 @@ from dotkd.assembly import Parts
 from dotkd.batch_statistics import BatchStatistics
 from dotkd.config import Config
 from dotkd.data import Batch
-from dotkd.distiller import refuse_non_finite
+from dotkd.data.transfer import to_device
+from dotkd.distiller import Distiller, refuse_non_finite
 from dotkd.methods.activations import in_eval_mode, logits_of
 from dotkd.metrics import Means
+from dotkd.models.hubs import is_of_library
 from dotkd.randomness import random_state, restore_random_state, seed_apart
 from dotkd.schedule import learning_rate
 from dotkd.summary import where_not_finite
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dotkd.whole_step import Computed, WholeStep
 
 
 class Stepper:
@@ -35,9 +36,6 @@ class Stepper:
     One of several processes gets its part of each batch, and all of them take each step together: weights and buffers
     of student, method and average are those of the main process to begin with, and parameters stay equal from then on.
     The buffers, running statistics of batch norm above all, follow the main process's at the start of each step.
-
-    ``known``, the teacher's logits for the training split where its samples look alike in every epoch (N, C), is set
-    once the teacher has its weights.
     """
 
     def __init__(self, config: Config, parts: Parts, *, steps_per_epoch: int) -> None:
@@ -46,24 +44,32 @@ class Stepper:
         self._plan = parts.plan
         self.optimizer = parts.plan.optimizer  # before the student is compiled: it sees to the second backward pass
         self._distiller = parts.distiller if config.method != "none" else None
-        model: nn.Module = cast("nn.Module", torch.compile(parts.student)) if config.compile else parts.student
+        self._execution = parts.execution
+        self._whole: WholeStep | None = None
+        model = parts.student
+        if parts.execution.compiled and compiles_whole(config, self._distiller):
+            self._whole = self._whole_step()
+        elif parts.execution.compiled:
+            model = cast("nn.Module", torch.compile(parts.student))
         self._together: DistributedDataParallel | None = None
         self._sharded = config.parallel == "fsdp" and distributed.size() > 1
         if distributed.size() > 1 and not self._sharded:
             self._together = model = _together(model, parts.student, parts.example)
-            scaled = config.clip_norm is not None or config.precision == "fp16"
+            scaled = config.clip_norm is not None or parts.execution.precision == "fp16"
             self.optimizer.distribute(self._together, reduce="gradients" if scaled else None)
         self._forward: Callable[[Tensor], Any] = model
         if self._distiller:
             self._distiller.run_student_by(model)
+            if self._whole is None:
+                self._distiller.overlap()
         self.means = Means(parts.device)
-        self.known: Tensor | None = None
-        self._scaler = torch.amp.GradScaler(parts.device.type, enabled=config.precision == "fp16")
+        self._scaler = torch.amp.GradScaler(parts.device.type, enabled=parts.execution.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=parts.device) if config.clip_norm else None
         self.extra = self._distiller.extra if self._distiller else nn.ModuleDict()
         self._statistics = BatchStatistics(nn.ModuleList([parts.student, self.extra]))
         self._buffers = list(self._followed())
         self._skipped_before = 0
+        self._share, self._portion = torch.ones(2, device=parts.device).unbind()
 
     @property
     def skipped_steps(self) -> int:
@@ -74,15 +80,20 @@ class Stepper:
         """Optimizer step ``number`` of the run (from 0). Nothing here may wait for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, number, self._steps_per_epoch)
+        batch = self._arranged(batch)
         distributed.follow_main(self._buffers)
         self._statistics.remember()
         parts = batch.chunks(self._config.accumulate)
         for part in parts:
-            with nullcontext() if part is parts[-1] else self._alone():
-                with self._autocast():
-                    losses, logits = self._losses(part, number)
-                loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
-                self._scaler.scale(loss * (len(part.targets) / len(batch.targets))).backward()
+            portion = len(part.targets) / len(batch.targets)
+            if self._whole:
+                losses, logits = self._fill(self._whole, part, number, portion)
+            else:
+                with nullcontext() if part is parts[-1] else self._alone():
+                    with self._execution.autocast():
+                        losses, logits = self._losses(part, number)
+                    loss = self.optimizer.join(**self._plan.weigh(losses, number // self._steps_per_epoch))
+                    self._scaler.scale(loss * portion).backward()
             self.means.add(losses, logits, part.targets)
         if self._clip is not None:
             self.optimizer.clip_grad_norm_(self._scaler.scale(self._clip))
@@ -126,7 +137,7 @@ class Stepper:
         return f"{skipped} steps in a row skipped since step {number - skipped + 1}: {why}; lower lr or delta"
 
     def _not_finite(self, batch: Batch, number: int) -> str:
-        if self._distiller and self._distiller.teacher and self.known is None:
+        if self._distiller and self._distiller.teacher and batch.taught is None:
             refuse_non_finite(self._distiller.teacher_logits(batch.inputs, batch.targets), batch.index)
         self.optimizer.zero_grad()
         with self._alone():
@@ -174,19 +185,52 @@ class Stepper:
                 self.means.sums.copy_(torch.stack([entry["means"] for entry in saved]).sum(0))
         return len(saved)
 
+    def _arranged(self, batch: Batch) -> Batch:
+        strong = None if batch.strong is None else self._execution.arranged(batch.strong)
+        return batch._replace(inputs=self._execution.arranged(batch.inputs), strong=strong)
+
+    def _whole_step(self) -> WholeStep:
+        distiller, config = self._distiller, self._config
+
+        def compute(
+            inputs: Tensor, targets: Tensor, taught: Tensor | None, strong: Tensor | None, share: Tensor
+        ) -> Computed:
+            with self._execution.autocast():
+                if distiller:
+                    losses, logits = distiller.streams(inputs, targets, taught, strong=strong)
+                else:
+                    losses, logits = self._task_loss(inputs, targets)
+            return Computed(losses, self._plan.weigh(losses, share=share), logits)
+
+        teachers = [distiller.teacher] if distiller and distiller.teacher else []
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        # Gradients are added up over micro-batches, and what adds up first is kept as it came.
+        return WholeStep(compute, [self.student, *teachers], params, keep=config.accumulate > 1)
+
+    def _fill(self, whole: WholeStep, batch: Batch, number: int, portion: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Fill the optimizer's streams from ``portion`` of a batch by the compiled step; the losses and the logits."""
+        self._share.fill_(self._plan.share(number // self._steps_per_epoch))
+        seed = self._scaler.scale(self._portion.fill_(portion))
+        computed, grads = whole(seed, batch.inputs, batch.targets, batch.taught, batch.strong, self._share)
+        self.optimizer.fill(computed.streams, grads)
+        return computed.losses, computed.logits
+
+    def _task_loss(self, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        logits = logits_of(self._forward(inputs))
+        task = F.cross_entropy(logits.float(), targets, label_smoothing=self._config.label_smoothing)
+        return {"task": task}, logits
+
     def _losses(self, batch: Batch, number: int) -> tuple[dict[str, Tensor], Tensor]:
         """The unweighted losses by stream, and the student's logits."""
         if self._distiller is None:
-            logits = logits_of(self._forward(batch.inputs))
-            task = F.cross_entropy(logits.float(), batch.targets, label_smoothing=self._config.label_smoothing)
-            return {"task": task}, logits
+            return self._task_loss(batch.inputs, batch.targets)
         index = None
-        if self.known is not None or self._distiller.objective.wants_index:
-            index = batch.index.to(self._device, non_blocking=True)
+        if self._distiller.objective.wants_index:
+            index = to_device(batch.index, self._device)
         return self._distiller.streams(
             batch.inputs,
             batch.targets,
-            None if self.known is None else self.known[index],
+            batch.taught,
             strong=batch.strong,
             index=index,
             progress=number / (self._config.epochs * self._steps_per_epoch),
@@ -205,9 +249,24 @@ class Stepper:
             if isinstance(layer, _NormBase):
                 yield from layer.buffers(recurse=False)
 
-    def _autocast(self) -> torch.autocast:
-        precision = self._config.precision
-        return torch.autocast(self._device.type, _PRECISIONS[precision], enabled=precision != "fp32")
+
+def compiles_whole(config: Config, distiller: Distiller | None) -> bool:
+    """Whether a step can be compiled as a whole, and not the student alone.
+
+    What runs in it must do the same in every step: models and methods of this library, and models of the libraries that
+    it knows, on logits, with a teacher that does not learn. Code of the user's own may have a state; methods that look
+    inside, that know the samples or that change in the course of training do. With `low_memory`
+    there are no gradients, and of several processes each has to send what it computes meanwhile.
+    """
+    specs = [config.student, config.teacher if config.method != "none" else config.student]
+    specs += [str(entry.get("model", config.teacher)) for entry in config.more_teachers]
+    if config.low_memory or distributed.size() > 1 or any(":" in spec and not is_of_library(spec) for spec in specs):
+        return False
+    if distiller is None:
+        return True
+    objective = distiller.objective
+    changes = objective.looks_inside or objective.wants_index or objective.wants_progress
+    return ":" not in config.method and not changes and not config.teacher_learns
 
 
 def _together(model: nn.Module, student: nn.Module, example: Tensor) -> DistributedDataParallel:

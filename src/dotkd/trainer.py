@@ -13,6 +13,8 @@ from torch import nn
 
 from dotkd import checkpoint, data, distributed, models, sharding
 from dotkd.assembly import assemble
+from dotkd.cache.known import Counts, Known, Table
+from dotkd.cache.of_run import RunCache
 from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
 from dotkd.config_teacher import teacher_config
@@ -70,12 +72,14 @@ class Trainer:
         parts = distributed.all_or_none(partial(assemble, config))
         if config.parallel == "fsdp" and distributed.size() > 1:
             parts = sharding.spread(config, parts)
-        self.device, self.dataset = parts.device, parts.dataset
+        self.device, self.dataset, self._execution = parts.device, parts.dataset, parts.execution
         self.student, self.distiller, self._untrained = parts.student, parts.distiller, parts.teacher
         self.teacher = parts.distiller.teacher if parts.distiller else None
         if self._untrained is not None:
             teacher_config(config)  # refused now rather than when its turn comes
-        self._batching = parts.batches
+        self.batching = parts.batches
+        self.cache = distributed.all_or_none(partial(RunCache, config, parts)) if config.cache else None
+        self._known: Known | None = None
         self._steps_per_epoch = data.batch_count(self.dataset, "train", batch_size=config.batch_size, drop_last=True)
         self._stepper = Stepper(config, parts, steps_per_epoch=self._steps_per_epoch)
         self._step = self._epoch = 0
@@ -110,6 +114,9 @@ class Trainer:
             seed_apart(self.config.seed, 0, distributed.rank())
         kept = self._restore()
         self._stepper.start_together()
+        if self.cache:
+            begun = self._step - self._epoch * self._steps_per_epoch
+            self.cache.check(self._epoch, begun, self._steps_per_epoch)
         log: Log | NoLog = NoLog()
         if distributed.is_main():
             log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
@@ -127,6 +134,8 @@ class Trainer:
             self._finish("diverged")
             raise
         finally:
+            if self.cache:
+                self.cache.flush()
             log.close()
             if self._display:
                 self._display.stop()
@@ -148,9 +157,11 @@ class Trainer:
 
     def _train_epoch(self, log: Log | NoLog, stop: StopRequest) -> None:
         config = self.config
-        epoch_batches = self._batching.batches(
+        epoch_batches = self.batching.batches(
             self.dataset, device=self.device, epoch=self._epoch, start=self._step - self._epoch * self._steps_per_epoch
         )
+        if self._known:
+            epoch_batches = self._known.teach(epoch_batches)
         self.student.train()
         if self.distiller:
             self.distiller.train()
@@ -198,6 +209,7 @@ class Trainer:
                 "lr": stepper.optimizer.param_groups[0]["lr"],
                 "images_per_second": rate,
                 "skipped_steps": stepper.skipped_steps,
+                **self._cache_counts(),
             }
         )
         if stepper.optimizer.skipped_in_a_row >= self.config.max_skips:
@@ -222,16 +234,30 @@ class Trainer:
         Whatever the teacher says of samples that never change, it is asked here, once.
         """
         config = self.config
-        if self._untrained is not None:
-            models.load_weights(self._untrained, teacher_run(config, self.out / "teacher", display=self._display))
+        self.train_teacher()
         fixed: tuple[SplitName, ...] = ()
         if self.distiller and self.distiller.teacher_is_fixed and config.teacher != "self":
             # Where every epoch shows the teacher the same training samples, it is asked about them once too.
-            fixed = ("train", *self._splits) if self._batching.shows_fixed_views else self._splits
+            alike = self.batching.view_count == 1 and not config.cache
+            fixed = ("train", *self._splits) if alike else self._splits
         size = max(256, config.batch_size)
         examiner = Examiner(self.dataset, self.distiller, fixed=fixed, batch_size=size, device=self.device)
-        self._stepper.known = examiner.known("train")
+        if self.cache:
+            self._known = self.cache.open()
+        elif (logits := examiner.known("train")) is not None:
+            self._known = Table(logits)
         return examiner
+
+    def train_teacher(self) -> None:
+        """Give a teacher without weights those of a run of its own, in ``teacher/``."""
+        if self._untrained is not None:
+            out = teacher_run(self.config, self.out / "teacher", display=self._display)
+            models.load_weights(self._untrained, out)
+            self._untrained = None
+
+    def _cache_counts(self) -> dict[str, Any]:
+        """For metrics and summary: how often the cache was read, and the teacher asked; nothing without a cache."""
+        return {"cache": self.cache.counts._asdict()} if self.cache else {}
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
@@ -243,6 +269,7 @@ class Trainer:
             "seconds": self._seconds,
             "metrics": log.position,
             "fingerprint": self.dataset.fingerprint,
+            **self._cache_counts(),
         }
         student = sharding.whole(self.student.state_dict())
         distributed.main_decides(
@@ -273,6 +300,8 @@ class Trainer:
             warnings.warn(f"{told} is drawn anew, all else is equal to rounding", RuntimeWarning, stacklevel=3)
         self._step, self._epoch, self._history = found.step, state["epoch"], state["history"]
         self._seconds = state["seconds"]
+        if self.cache:
+            self.cache.counts = Counts(**state["cache"])
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:
@@ -289,11 +318,13 @@ class Trainer:
             self._history,
             self.device,
             status=status,
+            execution=self._execution.as_json(),
             losses={split: {"task": v.task_loss, "distill": v.distill_loss} for split, v in finals.items()},
             teacher_test_accuracy=self._examiner.teacher_accuracy("test"),
             seconds=self._seconds,
             steps=self._step,
             skipped_steps=self._stepper.skipped_steps,
+            **self._cache_counts(),
             images_per_second=self._step * self.config.batch_size / self._seconds if self._seconds else None,
             parameters={
                 "student": models.parameter_count(self.student),

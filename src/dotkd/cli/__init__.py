@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from dotkd.cli import bench, compare, demo, evaluate, export, failures, methods, models, ranks, recipes, resume, train
+from dotkd.cli import (
+    bench,
+    cache,
+    compare,
+    demo,
+    evaluate,
+    export,
+    failures,
+    methods,
+    models,
+    ranks,
+    recipes,
+    resume,
+    train,
+)
 
 EPILOG = """\b
 Exit codes:
@@ -58,6 +72,7 @@ for _name, _verb, _example in (
     ("recipes", recipes.recipes, recipes.EXAMPLE),
     ("methods", methods.methods, methods.EXAMPLE),
     ("models", models.models, models.EXAMPLE),
+    ("cache", cache.cache, cache.EXAMPLE),
     ("bench", bench.bench, bench.EXAMPLE),
 ):
     app.command(_name, epilog=f"\b\nExample:\n{_example}")(_verb)

@@ -38,6 +38,7 @@ LOGS = "logs"
 TEACHER = "teacher"
 # What cells differ in by design; every other key must be equal in all runs of a comparison.
 _OF_A_CELL = ("method", "trainer")
+_OF_A_TEACHER = ("cache", "cache_top_k")
 _OF_A_METHOD = ("task_weight", "distill_weight", "distill_warmup_epochs", "temperature")
 
 
@@ -209,7 +210,12 @@ def _of_cell(config: Config, cell: Cell) -> Config:
     """The shared configuration with what the cell differs in."""
     options = config.method_options if cell.method == config.method else {}
     # What is said of the first method's loss says nothing of another's.
-    other = {} if cell.method in (config.method, NO_DISTILLATION) else dict.fromkeys(_OF_A_METHOD)
+    forgotten: Sequence[str] = ()
+    if cell.method == NO_DISTILLATION:
+        forgotten = _OF_A_TEACHER
+    elif cell.method != config.method:
+        forgotten = _OF_A_METHOD
+    other = dict.fromkeys(forgotten)
     return config.replace(**other, method=cell.method, method_options=options, trainer=cell.trainer)
 
 

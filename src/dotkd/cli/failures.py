@@ -18,7 +18,13 @@ import typer
 FAILURE, WRONG_INPUT, DIVERGED, INTERRUPTED, NOTHING_SAVED = 1, 2, 3, 75, 130
 
 # By name: importing their modules here would import torch for `dotkd --help`.
-_OWN = {"Interrupted": INTERRUPTED, "Diverged": DIVERGED, "CheckpointError": FAILURE, "PeerLost": FAILURE}
+_OWN = {
+    "Interrupted": INTERRUPTED,
+    "Diverged": DIVERGED,
+    "CheckpointError": FAILURE,
+    "CacheError": FAILURE,
+    "PeerLost": FAILURE,
+}
 _WRITTEN_FOR_USERS = (ValueError, TypeError, OSError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 

@@ -21,6 +21,7 @@ from dotkd.data import affine
 from dotkd.data.crops import NUMBERS, crop_boxes, crop_resize, mirror
 from dotkd.data.draws import VIEWS as WEAK
 from dotkd.data.draws import generator
+from dotkd.data.transfer import to_device
 
 Augment = Literal["none", "crop-flip", "rotate-flip", "resized-crop-flip"]
 
@@ -57,12 +58,17 @@ def crop_flip(inputs: Tensor, views: Tensor) -> Tensor:
 
     views: (B,) int64, (mirrored * 9 + row) * 9 + column; row, column: the crop's corner in the padded image.
     """
-    height, width = inputs.shape[2:]
-    corners = torch.stack([views // _OFFSETS % _OFFSETS, views % _OFFSETS]).to(inputs.device, non_blocking=True)
-    # A view of all 81 crops, one of which is copied: four times faster than gathering pixels.
-    crops = F.pad(inputs, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W)
-    chosen = crops[torch.arange(len(inputs), device=inputs.device), :, corners[0], corners[1]]
-    return mirror(chosen, views >= _OFFSETS * _OFFSETS)
+    count, channels, height, width = inputs.shape
+    padded = F.pad(inputs, [PADDING] * 4)
+    rows, columns = padded.shape[2:]
+    both = torch.stack([padded, padded.flip(3)], dim=1)  # (B, 2, C, H + 8, W + 8)
+    # Every crop of either is a view that starts somewhere in this memory: one copy, from where it starts, is all.
+    mirrored, row, column = views // (_OFFSETS * _OFFSETS), views // _OFFSETS % _OFFSETS, views % _OFFSETS
+    column = torch.where(mirrored == 1, 2 * PADDING - column, column)  # counted from the right
+    starts = ((2 * torch.arange(count) + mirrored) * channels * rows + row) * columns + column
+    extent = (channels - 1) * rows * columns + (height - 1) * columns + width
+    crops = both.as_strided((both.numel() - extent + 1, channels, height, width), (1, rows * columns, columns, 1))
+    return crops.index_select(0, to_device(starts, inputs.device))
 
 
 def draw_rotations(count: int, *, seed: int, epoch: int, batch: int, purpose: int = WEAK) -> Tensor:
@@ -76,7 +82,7 @@ def rotate_flip(inputs: Tensor, draws: Tensor) -> Tensor:
     draws: (B, 2) as of `draw_rotations`.
     """
     degrees = ((2 * draws[:, 0] - 1) * DEGREES).float()
-    matrices = affine.rotations(degrees, inputs.shape[2], inputs.shape[3]).to(inputs.device, non_blocking=True)
+    matrices = to_device(affine.rotations(degrees, inputs.shape[2], inputs.shape[3]), inputs.device)
     return mirror_as_drawn(affine.transform(inputs, matrices), draws)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from dotkd.data.arguments import check_whole, hint
 from dotkd.data.augment import AUGMENTATIONS, Augment, mirror_as_drawn
 from dotkd.data.dataset import Dataset, Split, SplitName, taken, to_unit
 from dotkd.data.mixing import Mix, mix_inputs, mix_targets
+from dotkd.data.pipeline import decoded_ahead, decoding_threads, on_device
 from dotkd.data.randaugment import rand_augment
 from dotkd.data.resized import Resized
+from dotkd.data.transfer import to_device
 from dotkd.data.views import Shown, Views
-
-Raw = TypeVar("Raw")
 
 
 class Batch(NamedTuple):
@@ -30,7 +29,8 @@ class Batch(NamedTuple):
 
     targets: (B,) int64, or (B, C) float32, rows that add up to 1, where samples are mixed. index: (B,) int64, positions
     in the split, always on the CPU, where reading it costs no synchronisation; view: likewise, the numbers of the views
-    (see `dotkd.data.views`). strong: a second view of the same samples, like `inputs`, where it is asked for.
+    (see `dotkd.data.views`). strong: a second view of the same samples, like `inputs`, where it is asked for. taught:
+    (B, C) float32, a teacher's logits, where somebody has put them there.
     """
 
     inputs: Tensor
@@ -38,12 +38,13 @@ class Batch(NamedTuple):
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  tuple.index is of no use here
     view: Tensor
     strong: Tensor | None = None
+    taught: Tensor | None = None
 
     def chunks(self, count: int) -> list[Batch]:
         """At most `count` parts, one after the other, as of `torch.chunk`."""
         always = [part.chunk(count) for part in (self.inputs, self.targets, self.index, self.view)]
-        strong = [None] * len(always[0]) if self.strong is None else self.strong.chunk(count)
-        return [Batch(*parts) for parts in zip(*always, strong, strict=True)]
+        others = [[None] * len(always[0]) if part is None else part.chunk(count) for part in (self.strong, self.taught)]
+        return [Batch(*parts) for parts in zip(*always, *others, strict=True)]
 
 
 def batch_count(dataset: Dataset, split: SplitName, *, batch_size: int, drop_last: bool = False) -> int:
@@ -75,6 +76,7 @@ def batches(
     mix_alpha: float = 1.0,
     strong: bool = False,
     views: int | None = None,
+    view: int | None = None,
     part: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
@@ -83,15 +85,16 @@ def batches(
     augment: see `dotkd.data.augment`; "resized-crop-flip" takes its boxes from the whole files of images that are
     decoded on demand, else from what is in memory. mix, mix_alpha: see `dotkd.data.mixing`. strong: a second view as
     well, by an `augment` of its own draw and then `dotkd.data.randaugment`; mixing does the same to both views.
-    views: how many views of a sample there are, see `dotkd.data.views`. part: (k, n), of each batch the k-th (from 0)
-    of n equal parts. start: may equal the number of batches; then nothing is left.
+    views: how many views of a sample there are, see `dotkd.data.views`; view: the one to show of each. part: (k, n), of
+    each batch the k-th (from 0) of n equal parts. start: may equal the number of batches; then nothing is left.
 
     Raises ValueError or TypeError at the call for arguments that do not fit, and ValueError while iterating for an
     image that cannot be read.
     """
     count = batch_count(dataset, split, batch_size=batch_size, drop_last=drop_last)
-    samples, where = _split(dataset, split), torch.device(device)
-    shown = Views(augment, mix, mix_alpha, strong, views, seed)
+    samples = _split(dataset, split)
+    where = torch.empty(0, device=device).device  # "cuda" by its whole name
+    shown = Views(augment, mix, mix_alpha, strong, views, seed, view)
     _check_inputs(dataset, samples, shown)
     _check_part(part, batch_size, drop_last)
     check_whole("epoch", epoch, least=0)
@@ -104,37 +107,52 @@ def batches(
     if shuffle:
         order = torch.randperm(size, generator=draws.generator(seed, draws.ORDER, epoch))
     channels = (-1, *[1] * (len(dataset.input_shape) - 1))
-    mean, std = dataset.mean.view(channels).to(where), dataset.std.view(channels).to(where)
-    fill = (dataset.mean * 255).round().clamp(0, 255).to(torch.uint8).to(where)
+    mean, std = (to_device(values.view(channels), where) for values in (dataset.mean, dataset.std))
+    fill = to_device((dataset.mean * 255).round().clamp(0, 255).to(torch.uint8), where)
     augmentation = AUGMENTATIONS.get(augment)
-    files = None
-    if augment == "resized-crop-flip" and not isinstance(samples.inputs, (Tensor, Resized)):
-        files = samples.inputs
+    samples = on_device(dataset, split, samples, where)
+    images = samples.inputs
+    # Whether every view is cut from the whole file, and not from what is in memory.
+    from_files = augment == "resized-crop-flip" and not isinstance(images, (Tensor, Resized))
 
-    def read(number: int) -> tuple[Shown, Tensor]:
-        """What the batch shows and its pixels: (1, R, ...), or (V, R, ...) where each view is cut from the files."""
+    def draw(number: int) -> Shown:
         index = order[batch_size * number :][:batch_size]
-        drawn = shown.draw(index, dataset.input_shape, epoch=epoch, batch=number, part=part)
-        if files is not None:
-            return drawn, files.cropped(drawn.rows, torch.stack(drawn.numbers))
-        return drawn, taken(samples.inputs, drawn.rows).unsqueeze(0)
+        return shown.draw(index, dataset.input_shape, epoch=epoch, batch=number, part=part)
+
+    def begin(number: int) -> tuple[tuple[Shown, Tensor], list[Callable[[], None]]]:
+        """What the batch shows and its pixels, (V, R, ...) or (1, R, ...), and the calls that decode these."""
+        assert not isinstance(images, Tensor)
+        drawn, pinned = draw(number), where.type == "cuda"
+        if from_files:
+            assert not isinstance(images, Resized)
+            pixels, calls = images.pending(drawn.rows, torch.stack(drawn.numbers), pinned=pinned)
+        else:
+            pixels, calls = images.pending(drawn.rows, pinned=pinned)
+        return (drawn, pixels), calls
+
+    def raw() -> Iterator[tuple[Shown, Tensor]]:
+        if isinstance(images, Tensor):
+            for number in range(start, count):
+                drawn = draw(number)
+                yield drawn, taken(images, drawn.rows).unsqueeze(0)
+        else:
+            yield from decoded_ahead(begin, range(start, count), threads=decoding_threads())
 
     def inputs_of(pixels: Tensor, drawn: Shown) -> list[Tensor]:
         if augmentation is None:
             return [pixels[0]] * (1 + strong)
-        if files is not None:
+        if from_files:
             return [mirror_as_drawn(view, numbers) for view, numbers in zip(pixels, drawn.numbers, strict=True)]
         return [augmentation.apply(pixels[0], numbers) for numbers in drawn.numbers]
 
     def generate() -> Iterator[Batch]:
-        decoding = not isinstance(samples.inputs, Tensor)
-        for drawn, raw in _ahead(read, range(start, count), decoding=decoding):
+        for drawn, pixels in raw():
             # uint8 crosses to the device, a quarter of the bytes; the rest is done there.
-            both = inputs_of(_to_device(raw, where), drawn)
+            both = inputs_of(to_device(pixels, where), drawn)
             if drawn.operations is not None:
                 both[1] = rand_augment(both[1], drawn.operations, fill)
             both = [to_unit(inputs).sub(mean).div_(std) for inputs in both]
-            targets = _to_device(samples.targets[drawn.rows], where)
+            targets = to_device(taken(samples.targets, drawn.rows), where)
             if drawn.mixture is not None:
                 both = [mix_inputs(inputs, drawn.mixture) for inputs in both]
                 targets = mix_targets(targets, drawn.mixture, num_classes=dataset.num_classes)
@@ -167,28 +185,6 @@ def _check_inputs(dataset: Dataset, samples: Split, shown: Views) -> None:
                 "a second, strongly augmented view needs uint8 images of 1 or 3 channels, "
                 f"{dataset.name} has {kind} {shape}"
             )
-
-
-def _ahead(read: Callable[[int], Raw], numbers: range, *, decoding: bool) -> Iterator[Raw]:
-    """`read` of each number; where that means `decoding`, one ahead, in a thread."""
-    if not decoding:
-        yield from map(read, numbers)
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        pending: Future[Raw] | None = None
-        for number in numbers:
-            following = thread.submit(read, number)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _split(dataset: Dataset, split: SplitName) -> Split:

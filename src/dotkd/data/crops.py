@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dotkd.data.transfer import to_device
+
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
@@ -61,7 +63,7 @@ def crop_resize(inputs: Tensor, boxes: npt.NDArray[np.int64]) -> Tensor:
     it had been cut out first.
     """
     height, width = inputs.shape[2:]
-    edges = torch.as_tensor(boxes).float().to(inputs.device, non_blocking=True)
+    edges = to_device(torch.as_tensor(boxes).float(), inputs.device)
     top, left, high, wide = edges.unsqueeze(2).unbind(1)  # (B, 1) each
     grid = torch.empty(len(inputs), height, width, 2, device=inputs.device)
     grid[..., 0] = _positions(left, wide, width).mul_(2).add_(1).div_(width).sub_(1).unsqueeze(1)
@@ -74,7 +76,7 @@ def mirror(inputs: Tensor, mirrored: Tensor) -> Tensor:
     """The images (B, C, H, W), those of `mirrored` from right to left. mirrored: (B,) bool on the CPU."""
     # Whole images are copied: on a CPU several times faster than choosing pixel by pixel.
     chosen = torch.arange(len(inputs)) + len(inputs) * mirrored
-    return torch.cat([inputs, inputs.flip(3)]).index_select(0, chosen.to(inputs.device, non_blocking=True))
+    return torch.cat([inputs, inputs.flip(3)]).index_select(0, to_device(chosen, inputs.device))
 
 
 def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:

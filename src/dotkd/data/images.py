@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dotkd.data.crops import crop_boxes
+from dotkd.data.pipeline import decoding_threads
 
 # Decoded images are kept where all of them take no more bytes than this; others are decoded batch by batch.
 MEMORY_CAP = 2 * 2**30
@@ -42,7 +42,6 @@ _DAMAGED = (
 )
 
 _READ_PAUSES = (0.1, 0.5)  # seconds before a failed read is tried again: network file systems recover
-_THREADS = min(16, os.cpu_count() or 1)
 _BLOCK = 8  # images a task: fewer cost overhead, more leave threads without work
 
 
@@ -99,34 +98,38 @@ class Images:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """index: (B,) int64. uint8 (B, 3, H, W)."""
-        return self._decode(index, 1, lambda _, file: [self._read(file)])[0]
+        batch, calls = self.pending(index)
+        with ThreadPoolExecutor(decoding_threads()) as pool:
+            # Going through the results raises what a call raised, and cancels the others.
+            for _ in pool.map(_call, calls):
+                pass
+        return batch[0]
 
-    def cropped(self, index: Tensor, draws: Tensor) -> Tensor:
-        """V crops of each image in its full size, brought to (H, W); each file is decoded once.
+    def pending(
+        self, index: Tensor, draws: Tensor | None = None, *, pinned: bool = False
+    ) -> tuple[Tensor, list[Callable[[], None]]]:
+        """A batch that is still empty, uint8 (V, B, 3, H, W), and the calls that fill it, each some images.
 
-        index: (B,) int64. draws: (V, B, NUMBERS), as of `dotkd.data.crops`. uint8 (V, B, 3, H, W).
+        index: (B,) int64. draws: (V, B, NUMBERS), as of `dotkd.data.crops`: V crops of each image in its full size,
+        brought to (H, W), for which each file is decoded once; None: the images themselves, V = 1. pinned: in memory
+        that a GPU can copy from by itself. A call raises ValueError, naming the file, for one that cannot be read.
         """
-
-        def crops(row: int, file: Encoded) -> list[npt.NDArray[np.uint8]]:
-            return read_crops(file, draws[:, row], height=self.shape[2], width=self.shape[3])
-
-        return self._decode(index, len(draws), crops)
-
-    def _decode(self, index: Tensor, views: int, read: Callable[[int, Encoded], list[npt.NDArray[np.uint8]]]) -> Tensor:
-        chosen = [self._files[int(position)] for position in index.numpy()]
-        batch = torch.empty((views, len(chosen), *self.shape[1:]), dtype=torch.uint8)
+        chosen = [self._files[position] for position in index.tolist()]
+        views = 1 if draws is None else len(draws)
+        batch = torch.empty((views, len(chosen), *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         rows = batch.numpy()
 
-        def decode(first: int) -> None:
-            for row, file in enumerate(chosen[first : first + _BLOCK], first):
-                for view, pixels in enumerate(read(row, file)):
+        def read(row: int) -> list[npt.NDArray[np.uint8]]:
+            if draws is None:
+                return [self._read(chosen[row])]
+            return read_crops(chosen[row], draws[:, row], height=self.shape[2], width=self.shape[3])
+
+        def fill(first: int) -> None:
+            for row in range(first, min(first + _BLOCK, len(chosen))):
+                for view, pixels in enumerate(read(row)):
                     rows[view, row] = pixels
 
-        with ThreadPoolExecutor(_THREADS) as pool:
-            # Going through the results raises what a task raised, and cancels the others.
-            for _ in pool.map(decode, range(0, len(chosen), _BLOCK)):
-                pass
-        return batch
+        return batch, [functools.partial(fill, first) for first in range(0, len(chosen), _BLOCK)]
 
     def _read(self, file: Encoded) -> npt.NDArray[np.uint8]:
         pixels = read_image(file, image_size=self._image_size, central=self._central)
@@ -137,6 +140,10 @@ class Images:
                 "give image_size= to resize and crop them all"
             )
         return pixels
+
+
+def _call(call: Callable[[], None]) -> None:
+    call()
 
 
 def open_images(splits: Mapping[str, Sequence[Encoded]], *, image_size: int | None) -> dict[str, Tensor | Images]:

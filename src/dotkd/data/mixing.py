@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dotkd.data import draws
+from dotkd.data.transfer import to_device
 
 Mix = Literal["none", "mixup", "cutmix"]
 
@@ -54,7 +55,7 @@ def draw_mixture(
 
 def mix_inputs(inputs: Tensor, mixture: Mixture) -> Tensor:
     """The B samples first in `inputs` (B or more, ...), mixed with their partners in it; `inputs` stay as they are."""
-    partner = mixture.partner.to(inputs.device, non_blocking=True)
+    partner = to_device(mixture.partner, inputs.device)
     own = inputs[: len(partner)]
     if mixture.box is None:
         return inputs.index_select(0, partner).lerp_(own, mixture.share)
@@ -67,5 +68,5 @@ def mix_inputs(inputs: Tensor, mixture: Mixture) -> Tensor:
 def mix_targets(targets: Tensor, mixture: Mixture, *, num_classes: int) -> Tensor:
     """(B, num_classes) float32 probabilities. targets: (B or more,) int64, as the inputs of `mix_inputs`."""
     each = torch.zeros(len(targets), num_classes, device=targets.device).scatter_(1, targets.unsqueeze(1), 1.0)
-    partner = mixture.partner.to(targets.device, non_blocking=True)
+    partner = to_device(mixture.partner, targets.device)
     return mixture.share * each[: len(partner)] + (1 - mixture.share) * each[partner]

@@ -29,6 +29,7 @@ from torch import Tensor
 from dotkd.data import affine
 from dotkd.data.draws import OPERATIONS as PURPOSE
 from dotkd.data.draws import generator
+from dotkd.data.transfer import to_device
 
 ROUNDS = 2
 LARGEST_SQUARE = 0.5  # of the width
@@ -61,14 +62,14 @@ def rand_augment(images: Tensor, draws: Draws, fill: Tensor) -> Tensor:
         # Images of one operation side by side. How many there are of each is known on the CPU, at no synchronisation.
         order = choice.argsort(stable=True)
         sizes = choice.bincount(minlength=len(OPERATIONS)).tolist()
-        strengths = (low[choice] + span[choice] * strength)[order].to(images.device, non_blocking=True).split(sizes)
-        parts = images.index_select(0, order.to(images.device, non_blocking=True)).split(sizes)
+        strengths = to_device((low[choice] + span[choice] * strength)[order], images.device).split(sizes)
+        parts = images.index_select(0, to_device(order, images.device)).split(sizes)
         changed = [
             operation(part, values)
             for (_, _, operation), part, values in zip(OPERATIONS.values(), parts, strengths, strict=True)
             if len(part) > 0
         ]
-        images = torch.cat(changed).index_select(0, order.argsort().to(images.device, non_blocking=True))
+        images = torch.cat(changed).index_select(0, to_device(order.argsort(), images.device))
     return paint_square(images, draws.square, fill)
 
 
@@ -76,7 +77,7 @@ def paint_square(images: Tensor, square: Tensor, fill: Tensor) -> Tensor:
     """Pixels within half a side of the middle, both ways, get the colour `fill` (C,). square: as of `Draws`."""
     height, width = images.shape[2:]
     pixels_of = square * torch.tensor([LARGEST_SQUARE * width, width, height])
-    side, x, y = pixels_of.to(images.device, non_blocking=True).unbind(1)
+    side, x, y = to_device(pixels_of, images.device).unbind(1)
 
     def covered(middle: Tensor, size: int) -> Tensor:
         start = (middle - side / 2).clamp(min=0).floor()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,3 +26,12 @@ class Resized:
         size = (self._image_size, self._image_size)
         larger = F.interpolate(chosen, size, mode="bilinear", align_corners=False, antialias=True)
         return larger.round_().to(torch.uint8)
+
+    def pending(self, index: Tensor, *, pinned: bool = False) -> tuple[Tensor, list[Callable[[], None]]]:
+        """As of `dotkd.data.images.Images`: an empty batch (1, B, C, image_size, image_size), and what fills it."""
+        batch = torch.empty((1, len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+
+        def fill() -> None:
+            batch[0] = self[index]
+
+        return batch, [fill]

@@ -44,8 +44,8 @@ class Shown(NamedTuple):
 class Views:
     """How samples are shown in training.
 
-    limit: how many views of a sample there are; None: as many as the augmentation makes. Raises ValueError or TypeError
-    for values that do not fit.
+    limit: how many views of a sample there are; None: as many as the augmentation makes. only: the number of the one
+    view that is shown of every sample; None: it is drawn. Raises ValueError or TypeError for values that do not fit.
     """
 
     augment: Augment = "none"
@@ -54,6 +54,7 @@ class Views:
     strong: bool = False
     limit: int | None = None
     seed: int = 0
+    only: int | None = None
 
     def __post_init__(self) -> None:
         check_name("augment", self.augment, get_args(Augment))
@@ -67,6 +68,11 @@ class Views:
             if self.augment == "none" or self.mix != "none" or self.strong:
                 given = f"augment '{self.augment}', mix '{self.mix}'" + (" and a second view" if self.strong else "")
                 raise ValueError(f"`views` is for an augmentation alone, without mixing: got {self.limit} with {given}")
+        if self.only is not None:
+            check_whole("view", self.only, least=0)
+            if self.count is None or self.only >= self.count:
+                counted = f"0..{self.count - 1}" if self.count else "none, where each epoch has its own"
+                raise ValueError(f"expected `view` in {counted}, got {self.only}")
 
     @property
     def count(self) -> int | None:
@@ -100,9 +106,14 @@ class Views:
             if self.limit:
                 source = draws.generator(self.seed, draws.CHOICE, epoch, batch)
                 view = torch.randint(self.limit, (len(index),), generator=source)[rows]
-                numbers = [augmentation.of(draws.numbers_of_views(index[rows], view, augmentation.numbers))]
             elif self.count:
                 view = numbers[0]
+            if self.only is not None:
+                view = torch.full_like(view, self.only)
+            if self.limit:
+                numbers = [augmentation.of(draws.numbers_of_views(index[rows], view, augmentation.numbers))]
+            elif self.count:
+                numbers = [view]
         operations = None
         if self.strong:
             drawn = draw_operations(len(index), **key)

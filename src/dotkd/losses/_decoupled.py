@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dotkd.losses._divergence import kl_divergence
 
@@ -72,7 +73,7 @@ def check_target(target: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"expected `target` of shape {shape[:-1]}, the logits' without the classes, got {tuple(target.shape)}"
         )
-    if torch.compiler.is_compiling() or target.device.type != "cpu":
+    if torch.compiler.is_compiling() or isinstance(target, FakeTensor) or target.device.type != "cpu":
         return
     # Under vmap the values are in a wrapper, which may be looked into if nothing computed from it goes on.
     low, high = (int(bound) for bound in torch.func.debug_unwrap(target).aminmax())

@@ -60,6 +60,7 @@ class Objective:
         self.wants_target = "target" in self._wants
         self.wants_index = "index" in self._wants
         self.wants_strong = "student_strong" in self._wants
+        self.wants_progress = "progress" in self._wants
 
     def build(self, student: Anatomy, teacher: Anatomy, targets: Tensor | None) -> None:
         """Make the module of a feature method; `targets` (M,) int64 are the labels of the training split."""

@@ -46,6 +46,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dotkd.optim.ddp_module import DDPModule
+from dotkd.optim.gradients import Fresh
 from dotkd.optim.packets import Packet, like
 from dotkd.optim.rank_state import average, by_kind, start_mean
 from dotkd.optim.streams import StreamOptimizer, backward_pass
@@ -119,7 +120,7 @@ class DataParallel:
             self._running = False
         return fresh
 
-    def take(self, params: list[Tensor], fresh: _Grads) -> None:
+    def take(self, params: list[Tensor], fresh: Fresh) -> None:
         """Hand what the passes left to the optimizer: averages, or under ``no_sync()`` this rank's own gradients."""
         gradients = self._optimizer._gradients
         if not self._sent:

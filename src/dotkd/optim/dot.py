@@ -18,8 +18,8 @@ Deviations from the published implementation, each deliberate:
 
 * A parameter that one loss alone reaches in a step uses momentum mu and weight decay, from its first step on (the
   published code leaves the decay out of the first step of a parameter that only the distillation loss reaches).
-  (torch.compile hands out zeros where an uncompiled graph hands out nothing: such a parameter inside a compiled model
-  counts as reached by every loss that leaves that graph.)
+  (A model that is put through torch.compile by itself hands out zeros where an uncompiled one hands out nothing: such a
+  parameter counts as reached by every loss that leaves that graph. `dotkd.whole_step` has no such exception.)
 * mu + Delta >= 1 is refused; there it runs with a momentum of 1 or more, and diverges.
 * The buffer of a stream that does not reach a parameter in a step waits, neither decayed nor applied, as torch leaves a
   parameter without a gradient alone.

@@ -131,15 +131,16 @@ class InPlaceStreams(StreamOptimizer):
         for name, leaves in reached.items():
             if not leaves:
                 raise RuntimeError(f"the loss of stream {name!r} reaches no parameter of this optimizer")
-        table = self._to_decay(reached)
-        # From here on buffers change. After a loss that is not finite they do not: they are multiplied by one, and the
-        # gradients that would enter are zero.
+        plan = self._planned(reached)
         bad = torch.stack([~loss.detach().isfinite() for loss in losses.values()]).any().float()
-        bad = self._bad_losses = bad if self._bad_losses is None else torch.maximum(bad, self._bad_losses)
+        bad = bad if self._bad_losses is None else torch.maximum(bad, self._bad_losses)
         flags = {device: bad.to(device) for device in {p.device for p in params}}
         hooks: list[Any] = []
         try:
-            self._decay(table, flags)
+            # From here on buffers change, but not after a loss that is not finite: then they are multiplied by one, and
+            # the gradients that enter are zero.
+            self._bad_losses = bad
+            self._decay(self._to_decay(plan), flags)
             entered = 1 - bad
             self._entered = entered if self._entered is None else torch.maximum(entered, self._entered)
             gates = {device: _Gate(flag.bool()) for device, flag in flags.items()}
@@ -164,14 +165,13 @@ class InPlaceStreams(StreamOptimizer):
             for p in params:
                 p.grad = None
 
-    def _to_decay(self, reached: Mapping[str, set[Tensor]]) -> dict[_Rule, _Columns]:
-        """Note which streams reach what; the parameters and buffers that this step has yet to decay, by rule."""
-        held = self._gradients.of
+    def _planned(self, reached: Mapping[str, set[Tensor]]) -> list[tuple[dict[str, Any], Tensor, list[str]]]:
+        """Group, parameter, and the streams that reach it for the first time in this step; changes nothing."""
         plan: list[tuple[dict[str, Any], Tensor, list[str]]] = []
         for group in self.param_groups:
             self._check_group(group)
             for p in group["params"]:
-                before = list(held.get(p, ()))
+                before = list(self._gradients.of.get(p, ()))
                 new = [name for name in self._streams if p in reached[name] and name not in before]
                 if before and self._used(group, before) != self._used(group, before + new):
                     raise RuntimeError(
@@ -185,21 +185,25 @@ class InPlaceStreams(StreamOptimizer):
                         f"strides {p.stride()}"
                     )
                 plan.append((group, p, new))
-        # Nothing has changed so far.
+        return plan
+
+    def _to_decay(self, plan: list[tuple[dict[str, Any], Tensor, list[str]]]) -> dict[_Rule, _Columns]:
+        """Take over a plan: the parameters and buffers that this step has yet to decay, by rule."""
         table: dict[_Rule, _Columns] = defaultdict(lambda: ([], []))
         for group, p, new in plan:
+            buffers = self._gradients.of.setdefault(p, {}) if new else {}
             for name in new:
                 buffer = self.state[p].get(f"momentum_{name}")
                 if buffer is None or buffer.stride() != p.stride():
                     buffer = torch.zeros_like(p) if buffer is None else laid_out_as(p, buffer)
                     self.state[p][f"momentum_{name}"] = buffer
-                held.setdefault(p, {})[name] = buffer
+                buffers[name] = buffer
             for name in new:
-                alone, decaying = self._used(group, list(held[p]))
+                alone, decaying = self._used(group, list(buffers))
                 momentum = group["momentum"] if alone else self._momenta(group)[name]
                 columns = table[group["weight_decay"] if name == decaying else 0.0, momentum, p.device, p.dtype]
                 columns[0].append(p)
-                columns[1].append(held[p][name])
+                columns[1].append(buffers[name])
         return table
 
     def _used(self, group: Mapping[str, Any], names: Sequence[str]) -> tuple[bool, str]:
@@ -258,12 +262,3 @@ class _Gate:
         if grad.is_sparse:
             raise TypeError("got a sparse gradient, expected dense: use Embedding(sparse=False)")
         return grad.masked_fill(self._shut, 0.0)
-
-
-def check_in_place(group: Mapping[str, Any]) -> None:
-    """Raise ValueError for what needs a gradient by itself."""
-    if group["dampening"] != 0:
-        raise ValueError(f"expected `dampening` 0 with gradients_in_buffers, got {group['dampening']}")
-    for name in ("nesterov", "maximize"):
-        if group[name]:
-            raise ValueError(f"expected `{name}` False with gradients_in_buffers, got True")

@@ -36,3 +36,12 @@ def check_delta(name: str, momentum: Any, delta: Any) -> None:
     if not (0 <= delta <= momentum and momentum + delta < 1):
         bound = f"{1 - momentum:g})" if 1 - momentum <= momentum else f"{momentum:g}]"
         raise ValueError(f"expected `delta` in [0, {bound} for {name} = {momentum:g}, got {delta:g}")
+
+
+def check_in_place(group: Mapping[str, Any]) -> None:
+    """What needs a gradient by itself is off: the rule of ``gradients_in_buffers``."""
+    if group["dampening"] != 0:
+        raise ValueError(f"expected `dampening` 0 with gradients_in_buffers, got {group['dampening']}")
+    for name in ("nesterov", "maximize"):
+        if group[name]:
+            raise ValueError(f"expected `{name}` False with gradients_in_buffers, got True")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dotkd.optim.directions import add_directions, follow_directions
-from dotkd.optim.in_place import InPlaceStreams, check_in_place
+from dotkd.optim.in_place import InPlaceStreams
 from dotkd.optim.layout import is_dense, laid_out_as
-from dotkd.optim.rules import check_number, check_rate
+from dotkd.optim.rules import check_in_place, check_number, check_rate
 from dotkd.optim.shards import local
 
 

@@ -140,6 +140,35 @@ class StreamOptimizer(ManyDevices):
         anchor = torch.zeros((), device=checked[self._streams[0]].device, requires_grad=True)
         return cast("Tensor", _Join.apply(anchor, self, checked))
 
+    @torch.no_grad()
+    def fill(self, losses: Mapping[str, Tensor], grads: Mapping[str, Sequence[Tensor | None]]) -> None:
+        """As :meth:`backward`, where the gradients have been computed already, as in a step compiled as a whole.
+
+        Args:
+            losses: by stream, shape () each, as :meth:`backward` takes them; only whether they are finite counts.
+            grads: by stream, for each parameter that requires grad, in the order of the groups, its gradient, or None
+                where the loss does not reach it. They become the optimizer's.
+
+        Raises:
+            ValueError: a stream is missing or unknown, or gradients do not fit the parameters.
+            RuntimeError: a loss reaches no parameter.
+        """
+        params = self._trainable()
+        for name in self._named(losses, grads):
+            shapes = [None if grad is None else grad.shape for grad in grads[name]]
+            if len(shapes) != len(params):
+                raise ValueError(f"expected {len(params)} gradients for stream {name!r}, got {len(shapes)}")
+            for shape, p in zip(shapes, params, strict=True):
+                if shape not in (None, p.shape):
+                    raise ValueError(
+                        f"expected a gradient of shape {tuple(p.shape)} in stream {name!r}, got {tuple(shape)}"
+                    )
+        self._look_for_ranks()
+        if self._ranks is not None:
+            raise RuntimeError("fill() takes this rank's gradients alone: with several ranks use backward() or join()")
+        self._follow()
+        self._take(self._count_bad(losses), params, {name: list(grads[name]) for name in self._streams})
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of every stream, and their sum in ``p.grad``."""
         super().zero_grad(set_to_none)
@@ -242,10 +271,19 @@ class StreamOptimizer(ManyDevices):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"unknown stream {name!r}, expected {', '.join(self._streams)}{hint}")
 
+    def _trainable(self) -> list[Tensor]:
+        return [p for p in self._params() if p.requires_grad]
+
+    def _named(self, *by_stream: Mapping[str, Any]) -> tuple[str, ...]:
+        """The streams, for each of which every argument must have an entry."""
+        for given in by_stream:
+            self._check_names(given)
+            if missing := [name for name in self._streams if name not in given]:
+                raise ValueError(f"a step needs every stream: missing {', '.join(missing)}")
+        return self._streams
+
     def _checked(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self._check_names(losses)
-        if missing := [name for name in self._streams if name not in losses]:
-            raise ValueError(f"a step needs every stream: missing {', '.join(missing)}")
+        self._named(losses)
         for name, loss in losses.items():
             if not isinstance(loss, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"expected a tensor for stream {name!r}, got {type(loss).__name__}")
@@ -255,18 +293,20 @@ class StreamOptimizer(ManyDevices):
                 raise RuntimeError(f"the loss of stream {name!r} does not require grad: was it detached?")
         return {name: losses[name] for name in self._streams}
 
+    def _follow(self) -> None:
+        self._gradients.follow(self._params())
+        if not self._gradients.of:  # the model was zeroed rather than the optimizer
+            self._bad_losses = None
+
     @torch.no_grad()
     def _fill(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> None:
         self._look_for_ranks()
         mesh_of(self._params())  # refuses what is spread over the ranks in part only
-        self._gradients.follow(self._params())
-        if not self._gradients.of:  # the model was zeroed rather than the optimizer
-            self._bad_losses = None
-        params = [p for p in self._params() if p.requires_grad]
+        self._follow()
+        params = self._trainable()
         held = [p.grad for p in params]
         fresh: dict[str, list[Tensor | None]] = {}
-        flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
-        bad = torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
+        bad = self._count_bad(losses)
         try:
             if self._ranks is not None:  # which sees to it that all passes are averaged
                 fresh = self._ranks.passes(losses, scale, params, bad)
@@ -280,6 +320,14 @@ class StreamOptimizer(ManyDevices):
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
+        self._take(bad, params, fresh)
+
+    def _count_bad(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """How many losses were not finite since zero_grad(), these included, shape ()."""
+        flags = [(~loss.detach().isfinite()).float() for loss in losses.values()]
+        return torch.stack(flags if self._bad_losses is None else [*flags, self._bad_losses]).sum()
+
+    def _take(self, bad: Tensor, params: list[Tensor], fresh: Fresh) -> None:
         self._refuse_unusable(fresh)
         self._bad_losses = bad
         if self._ranks is not None:

@@ -20,7 +20,7 @@ FILE = Path(__file__).with_name("measured.json")
 COMPARISON = "comparison.yaml"
 # Where, how often and with what noted: none of these is a part of the experiment. The data's path is neither.
 _OF_THE_MACHINE = (
-    *("seed", "device", "threads", "compile", "teacher_weights"),
+    *("seed", "device", "threads", "compile", "low_memory", "activation_checkpointing", "teacher_weights"),
     *("checkpoint_every", "log_every", "tensorboard", "max_skips"),
 )
 
