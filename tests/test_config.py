@@ -191,6 +191,19 @@ CONTRADICTIONS = [
     (["method=srrl", "method_options.rectify=1"], "method_options.rectify: expected true or false, got 1"),
     (["trainer=adamw", "nesterov=true"], "nesterov: expected false with trainer adamw, got true"),
     (
+        ["sync_batch_norm=true", "device=cpu"],
+        "sync_batch_norm: expected false with device cpu, where torch has none, got true",
+    ),
+    (
+        ["parallel=fsdp", "method=at"],
+        "method: expected one that does not look inside the models with parallel fsdp, got 'at'; parallel=ddp takes it",
+    ),
+    (["parallel=fsdp", "ema=0.9"], "ema: expected null with parallel fsdp, got 0.9; parallel=ddp takes it"),
+    (
+        ["parallel=fsdp", "precision=fp16"],
+        "precision: expected auto, fp32 or bf16 with parallel fsdp, got 'fp16'; parallel=ddp takes it",
+    ),
+    (
         ["trainer=sgd", "momentum=0", "nesterov=true"],
         "nesterov: expected momentum > 0 with it, got momentum 0",
     ),
@@ -202,7 +215,7 @@ CONTRADICTIONS = [
     (["low_memory=true", "clip_norm=1"], "clip_norm: expected null with low_memory, which keeps no gradients, got 1.0"),
     (
         ["low_memory=true", "precision=fp16"],
-        "precision: expected fp32 or bf16 with low_memory, which keeps no gradients, got 'fp16'",
+        "precision: expected auto, fp32 or bf16 with low_memory, which keeps no gradients, got 'fp16'",
     ),
     (
         ["activation_checkpointing=true", "compile=true"],

@@ -2,6 +2,7 @@
 
 - A process that is killed (SIGKILL) in the middle of an epoch ends all of them; torchrun --max-restarts starts the same
   words again, and the run goes on from its newest checkpoint to the very bits of a run that nothing happened to.
+- One that hangs ends the run when DOTKD_TIMEOUT is over.
 - SIGTERM to one process stops all after the same step, with a checkpoint and exit code 75, and the message once;
   `dotkd resume` under torchrun goes on to the same bits.
 - A verb for one process refuses to be several; a wrong time-out is named. One process of torchrun's, too, goes on with
@@ -21,7 +22,7 @@ from dotkd import Trainer, distributed
 from dotkd.checkpoint import load_latest
 from dotkd.cli import failures, ranks
 from dotkd.trainer import RunExists
-from many_processes import environment, train_together
+from many_processes import environment, free_port, train_together
 from tiny_runs import everything, given_teacher, tiny, vectors
 
 STOP = 6  # of 4 steps in an epoch
@@ -69,6 +70,30 @@ def test_a_signal_to_one_stops_all_and_resume_goes_on(home, whole):
     # In the file, so that the resumed run is not signalled in its turn.
     assert torchrun("resume", str(out), restarts=0).returncode == 0
     assert everything(out) == whole[signal.SIGTERM]
+
+
+def test_a_process_that_hangs_ends_the_run_when_the_time_is_out(home):
+    recipe = home / "hanging.yaml"
+    recipe.write_text(config(home, signal.SIGSTOP).to_yaml())
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, "-m", "dotkd", "train", str(recipe), "--out", str(home / "hanging")]
+    first, second = (
+        subprocess.Popen(
+            words,
+            env=environment(**world, RANK=str(rank), DOTKD_TIMEOUT="15", TORCHELASTIC_RESTART_COUNT="0"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    )
+    try:
+        _, told = first.communicate(timeout=200)
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode == failures.FAILURE
+    assert "dotkd: another process of this run ended or did not answer for 15 s (DOTKD_TIMEOUT sets that)" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("verb", ["compare", "eval"])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on the nodes of a Slurm job. It goes on by itself when its time is up, it was preempted, or a process has died.
+# One run on the nodes of a Slurm job. It goes on by itself when its time was up, it was preempted, or a process died.
 #
 #   sbatch --nodes 2 --gpus-per-node 4 --time 04:00:00 examples/cluster/slurm.sh RECIPE key=value ... --out DIR
 #

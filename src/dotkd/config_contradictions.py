@@ -33,18 +33,24 @@ def contradictions(config: Config) -> Iterator[tuple[set[str], str]]:
 
 def _sharded(config: Config) -> Iterator[tuple[set[str], str]]:
     """What a student that is spread over processes cannot have yet."""
+    from dotkd.methods import METHODS, find
+
     if config.parallel != "fsdp":
         return
-    wrong = {
-        "ema": config.ema is not None,
-        "cache": config.cache is not None,  # some processes would ask a teacher that needs all of them
-        "compile": config.compile is True,
-        "precision": config.precision == "fp16",
-        "teacher_learns": bool(config.teacher_learns),
-        "method": config.method == "srrl",  # it applies the teacher's last layer outside of the teacher
-    }
-    for key in (key for key, found in wrong.items() if found):
-        yield {key, "parallel"}, f"{key}: not with parallel fsdp, got {shown(getattr(config, key))}; take parallel=ddp"
+    looks_inside = config.method in METHODS and inspect.isclass(find(config.method))
+    wrong = (
+        ("ema", "null", config.ema is not None),
+        ("cache", "null", config.cache is not None),  # some processes would ask a teacher that needs all of them
+        ("compile", "false or auto", config.compile is True),
+        ("precision", "auto, fp32 or bf16", config.precision == "fp16"),
+        ("teacher_learns", "none", bool(config.teacher_learns)),
+        # FSDP gets no notice of a gradient that does not come in by a model's output, and would lose it.
+        ("method", "one that does not look inside the models", looks_inside),
+    )
+    for key, expected, found in wrong:
+        if found:
+            text = f"{key}: expected {expected} with parallel fsdp, got {shown(getattr(config, key))}"
+            yield {key, "parallel"}, f"{text}; parallel=ddp takes it"
 
 
 def _objective(config: Config) -> Iterator[tuple[set[str], str]]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 TIMEOUT = "DOTKD_TIMEOUT"
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun, and others like it, set
-_LOST = re.compile(r"gloo|nccl|Connection (reset|closed)|Broken pipe|Timed out", re.IGNORECASE)
 _FROM_ANOTHER = "from_another_process"  # an attribute of errors that were raised elsewhere first
 _CHUNK = 25 << 20  # bytes sent at a time, as DDP does
 
@@ -79,7 +78,8 @@ def process_group() -> Generator[None, None, None]:
     try:
         yield
     except RuntimeError as error:
-        if _LOST.search(str(error)) and not isinstance(error, PeerLost):
+        # What gloo has to say comes as a plain RuntimeError.
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
             reason = str(error).splitlines()[0].partition(" This is typically")[0]
             raise PeerLost(
                 f"another process of this run ended or did not answer for {timeout.total_seconds():.0f} s "
@@ -252,8 +252,10 @@ def follow_main(tensors: Iterable[Tensor]) -> None:
     """Give the tensors in every process the values that they have in the main one, in a few large messages."""
     if size() == 1:
         return
-    found = list(tensors)
-    if found:
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        by_device[tensor.device].append(tensor)
+    for found in by_device.values():
         dist._broadcast_coalesced(dist.distributed_c10d._get_default_group(), found, _CHUNK, 0)
 
 

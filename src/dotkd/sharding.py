@@ -22,13 +22,17 @@ from dotkd.schedule import plan
 
 
 def spread(config: Config, parts: Parts) -> Parts:
-    """The parts with the student and what the method trains sharded, and an optimizer of the shards.
+    """The parts with the student sharded, and an optimizer of the shards.
 
     The teacher has to have its weights first: see `Stepper.start_together`.
+
+    Raises:
+        ValueError: the method looks inside the models. FSDP makes ready for a gradient that comes in by a model's
+            output; one that comes in elsewhere, by a hook, would be lost.
     """
+    if parts.distiller and parts.distiller.looks_inside:
+        raise ValueError(f"method {config.method} looks inside the models, which parallel fsdp does not allow: use ddp")
     shard(parts.student, parts.device)
-    if parts.distiller and parts.distiller.objective.module is not None:
-        shard(parts.distiller.objective.module, parts.device)
     return parts._replace(plan=plan(config, trained_parameters(config, parts.student, parts.distiller)))
 
 
