@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from dotkd import checkpoint, data, distributed, models, sharding
+from dotkd import data, distributed, models, sharding
 from dotkd.assembly import assemble
 from dotkd.cache.known import Counts, Known, Table
 from dotkd.cache.of_run import RunCache
-from dotkd.checkpoint import save_weights, write_atomically
 from dotkd.config import Config
 from dotkd.config_teacher import teacher_config
 from dotkd.data import Batch, SplitName
 from dotkd.evaluation import Examiner
-from dotkd.metrics import Display, Log, NoLog, to_json
+from dotkd.metrics import Display, Log, NoLog
 from dotkd.randomness import seed_apart, seed_everything
+from dotkd.run_folder import RunFolder
 from dotkd.signals import StopRequest, stop_on_signal
 from dotkd.starting import RunExists, check_processes, refuse_other_run
 from dotkd.stepper import Stepper
@@ -65,6 +62,7 @@ class Trainer:
         self, config: Config, out: str | Path, *, display: Display | None = None, resuming: bool = False
     ) -> None:
         self.config, self.out = config, Path(out).expanduser()
+        self._folder = RunFolder(self.out)
         self._display = display if distributed.is_main() else None
         check_processes(config)
         if not resuming:
@@ -106,7 +104,7 @@ class Trainer:
             Diverged: ``max_skips`` steps in a row were skipped.
             CheckpointError: the disk refused a file, or every checkpoint is damaged.
         """
-        if (finished := distributed.main_decides(self._open)) is not None:
+        if (finished := self._folder.begin(self.config)) is not None:
             return finished
         self._examiner = self.examine()
         seed_everything(self.config.seed, self.device)  # not to depend on how the teacher came about
@@ -117,9 +115,8 @@ class Trainer:
         if self.cache:
             begun = self._step - self._epoch * self._steps_per_epoch
             self.cache.check(self._epoch, begun, self._steps_per_epoch)
-        log: Log | NoLog = NoLog()
-        if distributed.is_main():
-            log = Log(self.out, keep=kept, step=self._step, tensorboard=self.config.tensorboard, display=self._display)
+        tensorboard = self.config.tensorboard
+        log = self._folder.log(keep=kept, step=self._step, tensorboard=tensorboard, display=self._display)
         if self._display:
             title = f"{self.config.student}, {self.config.method}, {self.config.trainer}"
             self._display.start(title, steps=self._steps_per_epoch * self.config.epochs, done=self._step)
@@ -139,14 +136,6 @@ class Trainer:
             log.close()
             if self._display:
                 self._display.stop()
-
-    def _open(self) -> dict[str, Any] | None:
-        """Make the run folder, or find the summary of the run that ended in it."""
-        if (self.out / "summary.json").exists():
-            return json.loads((self.out / "summary.json").read_text())
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / "config.yaml", self.config.to_yaml())
-        return None
 
     @property
     def _splits(self) -> tuple[SplitName, ...]:
@@ -224,7 +213,7 @@ class Trainer:
         self._history.append(record)
         log.write(record)
         if best_epoch(self._history) is record:
-            self._write("student_val_selected", self.student)
+            self._folder.save_weights("student_val_selected", self.student)
 
     # --- teacher and scores -----------------------------------------------------------------------------------------
 
@@ -271,29 +260,16 @@ class Trainer:
             "fingerprint": self.dataset.fingerprint,
             **self._cache_counts(),
         }
-        student = sharding.whole(self.student.state_dict())
-        distributed.main_decides(
-            lambda: str(checkpoint.save(self.out / "checkpoints", self._step, student=student, state=state))
-        )
-
-    def _write(self, name: str, model: nn.Module) -> None:
-        path, weights = self.out / f"{name}.safetensors", sharding.whole(model.state_dict())
-        distributed.main_decides(partial(save_weights, path, weights))
+        self._folder.save_checkpoint(self._step, self.student, state)
 
     def _restore(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
-        found = distributed.main_decides(partial(checkpoint.load_latest, self.out / "checkpoints"))
+        found = self._folder.load_checkpoint(self.student)
         if found is None:
             return 0
-        for path, reason in found.skipped if distributed.is_main() else ():
-            warnings.warn(f"{path} is damaged ({reason}): going on from {found.path}", RuntimeWarning, stacklevel=3)
         state = found.state
         if state["fingerprint"] != self.dataset.fingerprint:
             raise ValueError(f"{self.config.data} is not the data that {self.out} was trained on: it has changed since")
-        try:
-            sharding.load_whole(self.student, found.student)
-        except RuntimeError as error:
-            raise ValueError(f"{found.path} does not fit the student of {self.out}/config.yaml: {error}") from error
         processes = self._stepper.load_state(state, found.step)
         if processes != distributed.size() and distributed.is_main():
             told = f"a run of {processes} goes on in {distributed.size()} processes: what is drawn at random (dropout)"
@@ -305,14 +281,14 @@ class Trainer:
         return state["metrics"]
 
     def _finish(self, status: str) -> dict[str, Any]:
-        self._write("student", self.student)
+        self._folder.save_weights("student", self.student)
         if average := self._stepper.average:
-            self._write("student_ema", average.module)
+            self._folder.save_weights("student_ema", average.module)
         splits: tuple[SplitName, ...] = ("train", "test")
         examine = self._examiner.final_scores if self.distiller else partial(self._examiner.scores, self.student)
         finals = {split: examine(split) for split in splits}
         if self._stepper.extra.state_dict():
-            self._write("method", self._stepper.extra)
+            self._folder.save_weights("method", self._stepper.extra)
         summary = summarise(
             self.config,
             self._history,
@@ -333,13 +309,7 @@ class Trainer:
             },
             **({"processes": distributed.size()} if distributed.size() > 1 else {}),
         )
-        return distributed.main_decides(partial(_write_summary, self.out / "summary.json", summary))
-
-
-def _write_summary(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    text = to_json(summary, indent=2)
-    write_atomically(path, text + "\n")
-    return json.loads(text)
+        return self._folder.save_summary(summary)
 
 
 def teacher_run(config: Config, out: Path, *, display: Display | None = None) -> Path:

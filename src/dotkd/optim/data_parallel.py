@@ -48,8 +48,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dotkd.optim.ddp_module import DDPModule
 from dotkd.optim.gradients import Fresh
 from dotkd.optim.packets import Packet, like
+from dotkd.optim.passes import backward_pass
 from dotkd.optim.rank_state import average, by_kind, start_mean
-from dotkd.optim.streams import StreamOptimizer, backward_pass
+from dotkd.optim.streams import StreamOptimizer
 
 Reduce = Literal["momenta", "gradients"]
 _Grads = dict[str, list["Tensor | None"]]  # by stream, then in the order of the parameters

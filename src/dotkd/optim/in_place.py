@@ -33,9 +33,10 @@ from torch import Tensor
 
 from dotkd.optim.gradients import StreamGradients
 from dotkd.optim.layout import is_dense, laid_out_as
+from dotkd.optim.passes import backward_pass
 from dotkd.optim.reach import leaves_of
 from dotkd.optim.shards import mesh_of
-from dotkd.optim.streams import StreamOptimizer, backward_pass
+from dotkd.optim.streams import StreamOptimizer
 
 _Rule = tuple[float, float, torch.device, torch.dtype]  # lambda, m, and where
 _Columns = tuple[list[Tensor], list[Tensor]]  # parameters, buffers

@@ -23,48 +23,11 @@ from typing import Any, cast
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dotkd.optim.gradients import Fresh, StreamGradients
 from dotkd.optim.many_devices import ManyDevices
+from dotkd.optim.passes import Join, backward_pass
 from dotkd.optim.shards import mesh_of, reduce_over, spread_as, whole
-
-
-class _Join(torch.autograd.Function):
-    """The sum of the losses; its backward fills the streams.
-
-    The losses travel inside a mapping, out of autograd's sight: were they inputs, the engine would walk on into graphs
-    that the streams' own backward passes have just freed. ``anchor`` only makes the result require grad.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, optimizer: StreamOptimizer, losses: Mapping[str, Tensor]) -> Tensor:
-        ctx.optimizer, ctx.losses = optimizer, losses
-        wide = [loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) for loss in losses.values()]
-        return torch.stack(wide).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # The incoming gradient carries whatever the caller multiplied the joined loss by (a loss scale, 1 / steps).
-        ctx.optimizer._fill(ctx.losses, grad_outputs[0])
-        return None, None, None
-
-
-def backward_pass(loss: Tensor, scale: Tensor | None, *, last: bool) -> None:
-    """An ordinary backward pass, the gradient of ``loss`` being ``scale``; only the last one frees the graph.
-
-    Raises RuntimeError where a compiled graph serves one pass only.
-    """
-    try:
-        torch.autograd.backward(loss, None if scale is None else scale.to(loss.dtype), retain_graph=not last)
-    except RuntimeError as error:
-        if "donated buffer" in str(error):
-            raise RuntimeError(
-                "the model was compiled and run before this optimizer existed, so its graph serves one backward "
-                "pass only: build the optimizer first, or call torch._dynamo.reset() and compile again"
-            ) from error
-        raise
 
 
 class StreamOptimizer(ManyDevices):
@@ -138,7 +101,7 @@ class StreamOptimizer(ManyDevices):
         """
         checked = self._checked(losses)
         anchor = torch.zeros((), device=checked[self._streams[0]].device, requires_grad=True)
-        return cast("Tensor", _Join.apply(anchor, self, checked))
+        return cast("Tensor", Join.apply(anchor, self._fill, checked))
 
     @torch.no_grad()
     def fill(self, losses: Mapping[str, Tensor], grads: Mapping[str, Sequence[Tensor | None]]) -> None:
