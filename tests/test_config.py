@@ -215,7 +215,7 @@ CONTRADICTIONS = [
     (["low_memory=true", "clip_norm=1"], "clip_norm: expected null with low_memory, which keeps no gradients, got 1.0"),
     (
         ["low_memory=true", "precision=fp16"],
-        "precision: expected auto, fp32 or bf16 with low_memory, which keeps no gradients, got 'fp16'",
+        "precision: expected fp32 or bf16 with low_memory, which keeps no gradients, got 'fp16'",
     ),
     (
         ["activation_checkpointing=true", "compile=true"],

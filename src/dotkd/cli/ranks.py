@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -34,7 +35,10 @@ def joined() -> Generator[None, None, None]:
                 with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
                     yield
         except typer.Exit:
-            distributed.gathered(None)  # an ending that all agree on, when the main process has said why
+            # An ending that all agree on. torchrun, which sees one of them go first, ends the others: they are to go with
+            # their own exit code, and the main one when it has said why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            distributed.gathered(None)
             raise
         except Exception as error:
             if distributed.first_to_fail(error):
