@@ -94,8 +94,8 @@ VARIANTS: dict[str, Variant] = {
     "half": Variant(part=0.5),
     "quarter": Variant(part=0.25),
     "project": Variant(every=None, project=True),
-    "project, keep 4": Variant(every=4, project=True),
-    "project, quarter": Variant(part=0.25, project=True),
+    "project keep 4": Variant(every=4, project=True),
+    "project quarter": Variant(part=0.25, project=True),
     "last stage": Variant(every=None, last=True),
     "early half": Variant(every=None, project=True, exact=(0.0, 0.5)),
     "late half": Variant(every=None, project=True, exact=(0.5, 1.0)),
@@ -389,7 +389,7 @@ def check(out: Path) -> None:
 
 
 def time_steps() -> dict[str, float]:
-    """The median ratio of each variant's step to KD's: a larger student, one seed, CPU time in turns, 8 steps a turn."""
+    """Median ratios of each step to KD's: a larger student, one seed, CPU time in turns, 8 steps a turn."""
     found: dict[str, float] = {}
     conditions = Conditions(torch.device("cpu"), rounds=5)
     with conditions.held():
