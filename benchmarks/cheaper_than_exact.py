@@ -1,28 +1,17 @@
-"""Can DOT be had for less than two backward passes? What the cheaper forms cost, and what they learn.
+"""Can DOT be had for less than two backward passes? What cheaper forms cost, and what they learn.
 
-    python benchmarks/cheaper_than_exact.py [--seeds 32] [--only resnet] [--variants keep-4,half] [--out runs/cheaper]
-    python benchmarks/cheaper_than_exact.py --check     # the equalities that this file rests on
-    python benchmarks/cheaper_than_exact.py --time      # the steps, timed in turns; kept for the table
+    python benchmarks/cheaper_than_exact.py [--seeds 16] [--only digits] [--variants dot,half] [--out runs/cheaper]
+    python benchmarks/cheaper_than_exact.py --check     # the equalities that this study rests on
+    python benchmarks/cheaper_than_exact.py --time      # the steps, timed in turns; kept for the tables
 
-With s = v_task + v_distill, d = v_distill - v_task, Delta, mu, lambda and the gradients as in `dotkd.DOT`, DOT is
+The forms are those of `cheap_differences.py`, beside exact DOT, plain KD and two controls with one momentum: `matched`
+(the losses weighed as DOT ends up weighing them) and DOT's larger momentum for everything. Seeds are trained in stacks
+(`stacked_students.py`), from the initial weights and on the batches of `dotkd compare`. Started again it skips what is
+done. Differences are paired over seeds; p-values are corrected by Holm over the rows of their column.
 
-    s <- mu s + Delta d + g_sum  + lambda theta          g_sum  = g_distill + g_task = J^T (b + a)
-    d <- mu d + Delta s + g_diff - lambda theta          g_diff = g_distill - g_task = J^T (b - a)
-    theta <- theta - lr s                                (both right sides with the old s and d)
-
-Both losses reach the network through the logits (N, C) alone: J is their Jacobian, a and b are the gradients of the
-weighted losses at the logits, which cost nothing. Every variant takes g_sum exactly, in one backward pass, and makes
-up g_diff, which enters by Delta only:
-
-    g_diff ~ c g_sum + R,    R an estimate of J^T r,    r = (b - a) - c (b + a),
-
-c = 0, or with `project` the number that makes |r| least. R is refreshed every k steps and kept, decayed or continued on
-a line in between; or taken from a part of the batch, without bias; or left out. FLOPs by torch's counter. A part of the
-batch costs what the table says only where samples do not meet in the network: through BatchNorm J^T r of a part
-needs the whole batch, and is taken so for the accuracy; its time is that of two forward passes over parts.
-
-The seeds of a setting are trained at once, in a stack, from the initial weights and on the batches of `dotkd compare`.
-Started again it skips what is done. p-values are corrected by Holm over the rows of their column.
+FLOPs are those of a training step over KD's, by torch's counter. A part of the batch costs what they say only where
+samples do not meet inside the network: through BatchNorm, J^T r of a part is taken over the whole batch here, and its
+time is that of two forward passes over parts.
 """
 
 from __future__ import annotations
@@ -31,291 +20,105 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import stack_module_state
+from cheap_differences import MOMENTUM, VARIANTS, Streams, Variant, at_the_logits
+from stacked_students import Problem, Students
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dotkd import DOT, Config, data, losses, models
+from dotkd import DOT, losses, models
 from dotkd.allocator import keep_freed_memory
 from dotkd.bench.rounds import Conditions, timed_in_turns
 from dotkd.evidence.statistics import estimate, paired_difference
-from dotkd.models.mlp import MLP
-from dotkd.models.resnet_small import BasicBlock, ResNet
 from dotkd.optim import StreamSGD
 from dotkd.schedule import learning_rate
-from dotkd.trainer import teacher_run
 
 STACK = 16  # seeds trained at once: more of them leave the processor's cache
-MLP_KEYS = ["student=mlp", "student_options={}", "epochs=40"]
 GROUP = "student_options={depth: 8, width: 4, norm: group}"
+MLP = ["student=mlp", "student_options={}", "epochs=40"]
+LITERAL = ("kd", "matched", "dot", "momentum 0.975")  # what the library's own optimizers do
+# A recipe and what is changed in it.
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "resnet lr 0.003": ("mnist1d", ["lr=0.003"]),
-    "resnet lr 0.005": ("mnist1d", ["lr=0.005"]),
     "resnet lr 0.01": ("mnist1d", ["lr=0.01"]),
-    "mlp lr 0.005": ("mnist1d", [*MLP_KEYS, "lr=0.005"]),
+    "mlp lr 0.005": ("mnist1d", [*MLP, "lr=0.005"]),
     "digits lr 0.001": ("digits", ["lr=0.001"]),
-    "resnet group norm lr 0.003": ("mnist1d", ["lr=0.003", GROUP]),
+    "digits lr 0.01": ("digits", ["lr=0.01"]),
+    "resnet group norm lr 0.01": ("mnist1d", ["lr=0.01", GROUP]),
 }
 
 
-@dataclass(frozen=True)
-class Variant:
-    """How g_diff is made up. every: steps between refreshes of R, None: no R. part: share of the batch in R. last: c
-    and R from the last stage and the head, which need a short backward pass. exact: share of training with every = 1.
-    sketch: kappa, g_sum and g_diff from one pass with J^T (b + a +- kappa r), the sign changing every step."""
-
-    momentum: float = 0.9
-    delta: float = 0.075
-    matched: bool = False
-    every: int | None = 1
-    between: Literal["keep", "decay", "extrapolate"] = "keep"
-    part: float = 1.0
-    project: bool = False
-    last: bool = False
-    exact: tuple[float, float] = (0.0, 0.0)
-    sketch: float = 0.0
+def weights(problem: Problem, variant: Variant) -> tuple[float, float, float]:
+    """Of the task loss, of the distillation loss, and the decay: as published, or as DOT ends up weighing them."""
+    rest, delta = 1 - MOMENTUM, VARIANTS["dot"].delta
+    less, more = (rest / (rest + delta), rest / (rest - delta)) if variant.matched else (1.0, 1.0)
+    return 0.1 * less, 0.9 * more, problem.config.weight_decay * less
 
 
-VARIANTS: dict[str, Variant] = {
-    "kd": Variant(delta=0.0, every=None),
-    "matched": Variant(delta=0.0, every=None, matched=True),
-    "dot": Variant(),
-    "momentum 0.975": Variant(momentum=0.975, delta=0.0, every=None),
-    **{f"keep {k}": Variant(every=k) for k in (2, 4, 8)},
-    "decay 4": Variant(every=4, between="decay"),
-    "extrapolate 4": Variant(every=4, between="extrapolate"),
-    "half": Variant(part=0.5),
-    "quarter": Variant(part=0.25),
-    "project": Variant(every=None, project=True),
-    "project keep 4": Variant(every=4, project=True),
-    "project quarter": Variant(part=0.25, project=True),
-    "last stage": Variant(every=None, last=True),
-    "early half": Variant(every=None, project=True, exact=(0.0, 0.5)),
-    "late half": Variant(every=None, project=True, exact=(0.5, 1.0)),
-    "sketch": Variant(every=None, project=True, sketch=1.0),
-}
+def train(
+    problem: Problem, variant: Variant, seeds: Sequence[int], students: Students, most: int | None = None
+) -> None:
+    """To the end, or for the first `most` steps of the first epoch."""
+    streams = Streams(variant, students.params, problem.student(0).feature_points[-1])
+    task, distill, decay = weights(problem, variant)
+    total = problem.config.epochs * problem.per_epoch
+    batches = problem.batches(seeds, 0)
+    for step in range(most or total):
+        if step and step % problem.per_epoch == 0:
+            batches = problem.batches(seeds, step // problem.per_epoch)
+        inputs, targets, known = next(batches)
+        logits = students(inputs)
+        a, b = at_the_logits(logits, targets, known, task, distill)
+        of_part = logits[:, : round(variant.part * logits.shape[1])]
+        g_sum, g_diff = streams.gradients(logits, of_part, a, b, step, step / total)
+        streams.update(g_sum, g_diff, lr=learning_rate(problem.config, step, problem.per_epoch), decay=decay)
 
 
-class Students:
-    """A stack of S equal models of this library, trained at once. Activations are (S, channels, N, length)."""
-
-    def __init__(self, copies: Sequence[nn.Module]) -> None:
-        self.frame = copies[0]
-        self.params, self.buffers = stack_module_state(list(copies))
-
-    def __call__(self, inputs: Tensor, *, training: bool) -> Tensor:
-        """The logits (S, N, C) of inputs (S, N, ...)."""
-        self.training = training
-        x = inputs.flatten(2) if isinstance(self.frame, MLP) else inputs
-        return self._run(self.frame, "", x.transpose(1, 2)).transpose(1, 2)
-
-    def _run(self, module: nn.Module, name: str, x: Tensor) -> Tensor:
-        def child(which: str, value: Tensor) -> Tensor:
-            return self._run(module.get_submodule(which), f"{name}{which}.", value)
-
-        def of(what: str) -> Tensor:  # (S, ...)
-            return self.params[name + what]
-
-        match module:
-            case ResNet():
-                return child("head", child("stages", child("stem", x)).mean(3))
-            case MLP():
-                return child("head", child("hidden", x))
-            case BasicBlock():
-                inner = child("norm1", child("conv1", x)).relu()
-                return (child("shortcut", x) + child("norm2", child("conv2", inner))).relu()
-            case nn.Sequential():
-                for which, _ in module.named_children():
-                    x = child(which, x)
-                return x
-            case nn.Linear():
-                y = of("weight") @ x
-                return y if module.bias is None else y + of("bias").unsqueeze(2)
-            case nn.Conv1d():
-                (size,), (stride,), padding = module.kernel_size, module.stride, int(module.padding[0])
-                padded = F.pad(x, (padding, padding))
-                end = padded.shape[3] - size + 1
-                taps = torch.cat([padded[..., tap : end + tap : stride] for tap in range(size)], 1)
-                weight = of("weight").transpose(2, 3).flatten(2)  # (S, out, taps x channels)
-                return (weight @ taps.flatten(2)).unflatten(2, taps.shape[2:])
-            case nn.BatchNorm1d():
-                rows = x.reshape(1, x.shape[0] * x.shape[1], -1)
-                kept = [self.buffers[name + what].view(-1) for what in ("running_mean", "running_var")]
-                affine = [of(what).reshape(-1) for what in ("weight", "bias")]
-                return F.batch_norm(rows, *kept, *affine, self.training, module.momentum or 0.0, module.eps).view(
-                    x.shape
-                )
-            case nn.GroupNorm():
-                groups = x.unflatten(1, (module.num_groups, -1))
-                var, mean = torch.var_mean(groups, (2, 4), correction=0, keepdim=True)
-                scaled = ((groups - mean) * (var + module.eps).rsqrt()).view(x.shape)
-                return scaled * of("weight")[..., None, None] + of("bias")[..., None, None]
-            case nn.ReLU() | nn.Identity():
-                return x.relu() if isinstance(module, nn.ReLU) else x
-            case _:
-                raise TypeError(f"expected a module of resnet1d or mlp, got {type(module).__name__}")
+def literal(problem: Problem, variant: Variant, seed: int, most: int) -> dict[str, Tensor]:
+    """The same for one seed, by the optimizers of the library and a loop as anybody writes it."""
+    student = problem.student(seed)
+    task, distill, decay = weights(problem, variant)
+    if variant.delta:
+        optimizer = DOT(student.parameters(), momentum=MOMENTUM, delta=variant.delta, weight_decay=decay)
+    else:
+        optimizer = StreamSGD(student.parameters(), momenta={"total": variant.momentum}, weight_decay=decay)
+    for step, ((inputs,), (targets,), (known,)) in zip(range(most), problem.batches([seed], 0), strict=False):
+        optimizer.param_groups[0]["lr"] = learning_rate(problem.config, step, problem.per_epoch)
+        logits = student(inputs)
+        parts = task * F.cross_entropy(logits, targets), distill * losses.kd(logits, known)
+        if variant.delta:
+            optimizer.backward(task=parts[0], distill=parts[1])
+        else:
+            optimizer.backward(total=parts[0] + parts[1])
+        optimizer.step()
+        optimizer.zero_grad()
+    return student.state_dict()
 
 
-class Trained:
-    """theta, s and d of one variant, and its R. Every tensor has the seeds first, or none where there is one."""
-
-    def __init__(self, variant: Variant, named: dict[str, Tensor], last: str) -> None:
-        self.variant, self.theta = variant, list(named.values())
-        self.late = [index for index, name in enumerate(named) if name.startswith((last, "head"))]
-        self.s, self.d = ([torch.zeros_like(p) for p in self.theta] for _ in range(2))
-        self.rest: list[list[Tensor]] = []  # R of the last refreshes, the newest last
-        self.age = 0
-
-    def gradients(self, logits: Tensor, of_part: Tensor, a: Tensor, b: Tensor, step: int, share: float) -> Any:
-        """(g_sum, g_diff), lists. of_part: the logits of the first samples, for `part`; share: of training done."""
-        v = self.variant
-        total, c = a + b, torch.zeros(len(a), 1, 1, dtype=a.dtype)
-        if v.project:
-            c = ((b - a) * total).sum((1, 2), keepdim=True) / (total * total).sum((1, 2), keepdim=True)
-        rest = (b - a) - c * total
-        if v.sketch:
-            sign = v.sketch if step % 2 else -v.sketch
-            g_sum = torch.autograd.grad(logits, self.theta, total + sign * rest)
-            return g_sum, [_per_seed(c + 1 / sign, g) * g for g in g_sum]
-        refresh = v.exact[0] <= share < v.exact[1] or (v.every is not None and step % v.every == 0)
-        again = refresh or v.last
-        g_sum = torch.autograd.grad(logits, self.theta, total, retain_graph=again)
-        if v.last:
-            late = torch.autograd.grad(logits, [self.theta[i] for i in self.late], rest)
-            pairs = [(g, g_sum[i]) for i, g in zip(self.late, late, strict=True)]
-            products = [
-                sum((g * h).reshape(len(a), -1).sum(1) for g, h in p) for p in (pairs, [(h, h) for _, h in pairs])
-            ]
-            c = products[0] / products[1]
-            g_diff = [_per_seed(c, g) * g for g in g_sum]
-            for i, g in zip(self.late, late, strict=True):
-                g_diff[i] = g
-            return g_sum, g_diff
-        self.age += 1
-        if refresh:
-            rows = of_part.shape[1]
-            cotangent = rest[:, :rows] * (rest.shape[1] / rows)
-            self.rest, self.age = [*self.rest[-1:], list(torch.autograd.grad(of_part, self.theta, cotangent))], 0
-        elif v.every is None:
-            self.rest = []
-        g_diff = [_per_seed(c, g) * g for g in g_sum] if v.project else [torch.zeros_like(g) for g in g_sum]
-        for index, g in enumerate(g_diff):
-            for factor, old in zip(self._factors(), reversed(self.rest), strict=False):
-                g.add_(old[index], alpha=factor)
-        return g_sum, g_diff
-
-    def _factors(self) -> tuple[float, float]:
-        """What the last R and the one before it count now."""
-        if self.variant.between == "decay":
-            return 0.5**self.age, 0.0
-        if self.variant.between == "extrapolate" and len(self.rest) > 1 and self.variant.every:
-            return 1 + self.age / self.variant.every, -self.age / self.variant.every
-        return 1.0, 0.0
-
-    @torch.no_grad()
-    def update(self, g_sum: Sequence[Tensor], g_diff: Sequence[Tensor], *, lr: float, decay: float) -> None:
-        v = self.variant
-        for theta, s, d, total, difference in zip(self.theta, self.s, self.d, g_sum, g_diff, strict=True):
-            before = s.clone()
-            s.mul_(v.momentum).add_(d, alpha=v.delta).add_(total).add_(theta, alpha=decay)
-            if v.delta:
-                d.mul_(v.momentum).add_(before, alpha=v.delta).add_(difference).sub_(theta, alpha=decay)
-            theta.sub_(s, alpha=lr)
-
-
-def _per_seed(c: Tensor, like: Tensor) -> Tensor:
-    return c.reshape(-1, *[1] * (like.dim() - 1))
-
-
-class Problem:
-    """The data, teacher and configuration of one setting."""
-
-    def __init__(self, setting: str, out: Path, dtype: torch.dtype = torch.float32) -> None:
-        recipe, overrides = SETTINGS[setting]
-        self.config, self.dtype = Config.from_sources(recipe, [*overrides, "threads=1"]), dtype
-        self.dataset = data.load(self.config.data, validation=self.config.validation)
-        self.per_epoch = data.batch_count(self.dataset, "train", batch_size=self.config.batch_size, drop_last=True)
-        teacher = self.model(self.config.teacher, self.config.teacher_options)
-        models.load_weights(teacher, teacher_run(self.config, out / f"teacher-{recipe}"))
-        teacher.eval()
-        self.splits = {
-            split: next(data.batches(self.dataset, split, batch_size=len(getattr(self.dataset, split).targets)))
-            for split in ("train", "test")
-        }
-        with torch.no_grad():
-            self.known = {split: teacher(batch.inputs) for split, batch in self.splits.items()}
-
-    def model(self, name: str, options: Any) -> nn.Module:
-        shape = self.dataset.input_shape
-        return models.build(name, num_classes=self.dataset.num_classes, input_shape=shape, options=options)
-
-    def student(self, seed: int) -> Any:
-        torch.manual_seed(seed)
-        return self.model(self.config.student, self.config.student_options).to(self.dtype)
-
-    def batches(self, seeds: Sequence[int], epoch: int) -> Any:
-        """(inputs, targets, teacher logits) of every step, the seeds stacked."""
-        size = self.config.batch_size
-        drawn = [
-            data.batches(self.dataset, "train", batch_size=size, epoch=epoch, seed=seed, shuffle=True, drop_last=True)
-            for seed in seeds
-        ]
-        for parts in zip(*drawn, strict=True):
-            index = torch.stack([part.index for part in parts])
-            inputs, targets = (torch.stack([getattr(part, key) for part in parts]) for key in ("inputs", "targets"))
-            yield inputs.to(self.dtype), targets, self.known["train"][index].to(self.dtype)
-
-    def weights(self, variant: Variant) -> tuple[float, float, float]:
-        """Of the task loss, of the distillation loss, and the decay: as published, or as DOT ends up weighing them."""
-        mu, delta = 0.9, VARIANTS["dot"].delta
-        less, more = ((1 - mu) / (1 - mu + delta), (1 - mu) / (1 - mu - delta)) if variant.matched else (1.0, 1.0)
-        return 0.1 * less, 0.9 * more, self.config.weight_decay * less
-
-    def train(self, variant: Variant, seeds: Sequence[int], students: Students, most: int | None = None) -> None:
-        """`most`: stop after so many steps."""
-        trained = Trained(variant, students.params, self.student(0).feature_points[-1])
-        task, distill, decay = self.weights(variant)
-        total = self.config.epochs * self.per_epoch
-        for step in range(most or total):
-            if step % self.per_epoch == 0:
-                batches = self.batches(seeds, step // self.per_epoch)
-            inputs, targets, known = next(batches)
-            logits = students(inputs, training=True)
-            a, b = at_the_logits(logits, targets, known, task, distill)
-            of_part = logits[:, : round(variant.part * logits.shape[1])]
-            g_sum, g_diff = trained.gradients(logits, of_part, a, b, step, step / total)
-            trained.update(g_sum, g_diff, lr=learning_rate(self.config, step, self.per_epoch), decay=decay)
-
-    def scores(self, students: Students, seeds: Sequence[int]) -> list[dict[str, float | None]]:
-        found: list[dict[str, float | None]] = [{} for _ in seeds]
-        for split, batch in self.splits.items():
-            with torch.no_grad():
-                parts = batch.inputs.split(500)
-                logits = torch.cat([students(x.expand(len(seeds), *x.shape), training=False) for x in parts], 1)
-            for line, mine in zip(found, logits, strict=True):
-                finite = bool(mine.isfinite().all())
-                right = (mine.argmax(1) == batch.targets).double().mean().item()
-                line[f"{split}_accuracy"] = 100 * right if finite else None
-                line[f"{split}_task"] = F.cross_entropy(mine, batch.targets).item() if finite else None
-                line[f"{split}_distill"] = losses.kd(mine, self.known[split]).item() if finite else None
-        return found
-
-
-def at_the_logits(logits: Tensor, targets: Tensor, known: Tensor, task: float, distill: float) -> tuple[Tensor, Tensor]:
-    """a and b, (S, N, C): of each seed's weighted losses, which are means over its N samples."""
-    leaf = logits.detach().requires_grad_()
-    flat = leaf.flatten(0, 1)
-    entropy = task * len(leaf) * F.cross_entropy(flat, targets.flatten())
-    (a,) = torch.autograd.grad(entropy, leaf, retain_graph=True)
-    (b,) = torch.autograd.grad(distill * len(leaf) * losses.kd(flat, known.flatten(0, 1)), leaf)
-    return a, b
+def check(out: Path) -> None:
+    """In float64: stack, sum and difference are model and optimizer, and k = 1 is exact in every form."""
+    seeds, most = (3, 5), 12
+    forms = (Variant(project=True), Variant(between="extrapolate"), Variant(every=None, exact=(0.0, 1.0), project=True))
+    for setting, (recipe, overrides) in SETTINGS.items():
+        problem = Problem(recipe, overrides, out, torch.float64)
+        pairs = [(variant, variant) for name, variant in VARIANTS.items() if name in LITERAL]
+        worst = 0.0
+        for form, oracle in [*pairs, *((form, VARIANTS["dot"]) for form in forms)]:
+            students = Students([problem.student(seed) for seed in seeds])
+            train(problem, form, seeds, students, most)
+            for place, seed in enumerate(seeds):
+                for name, value in literal(problem, oracle, seed, most).items():
+                    if not name.endswith("num_batches_tracked"):
+                        mine = {**students.params, **students.buffers}[name][place]
+                        worst = max(worst, (value - mine).abs().max().item())
+        sys.stdout.write(f"{setting}: largest difference after {most} steps {worst:.1e}\n")
+        if not worst < 1e-12:
+            sys.exit("expected less than 1e-12")
 
 
 def flops(problem: Problem, variant: Variant) -> float:
@@ -323,8 +126,9 @@ def flops(problem: Problem, variant: Variant) -> float:
     student = problem.student(0)
     last = [p for name, p in student.named_parameters() if name.startswith((student.feature_points[-1], "head"))]
 
+    (inputs,), _, _ = next(problem.batches([0], 0))
+
     def counted(wanted: Sequence[Tensor]) -> int:
-        inputs = problem.splits["train"].inputs[: problem.config.batch_size].to(problem.dtype)
         with FlopCounterMode(display=False) as counter:
             logits = student(inputs)
             if wanted:
@@ -337,55 +141,6 @@ def flops(problem: Problem, variant: Variant) -> float:
     begin, end = variant.exact
     passes = (end - begin) + (1 - end + begin) * variant.part / variant.every if variant.every else end - begin
     return 1 + passes * (1 - forward / plain)
-
-
-def check(out: Path) -> None:
-    """In float64: the stack is the models, and s and d are the published optimizer; k = 1 is exact in every form."""
-    seeds, most = (3, 5), 12
-    for setting in SETTINGS:
-        problem = Problem(setting, out, torch.float64)
-
-        def trained(variant: Variant, problem: Problem = problem) -> dict[str, Tensor]:
-            students = Students([problem.student(seed) for seed in seeds])
-            problem.train(variant, seeds, students, most)
-            return {**students.params, **students.buffers}
-
-        ends = {name: trained(VARIANTS[name]) for name in ("kd", "matched", "dot")}
-        worst = 0.0
-        for name, end in ends.items():
-            for place, seed in enumerate(seeds):
-                student = problem.student(seed)
-                task, distill, decay = problem.weights(VARIANTS[name])
-                if name == "dot":
-                    optimizer = DOT(student.parameters(), lr=1.0, weight_decay=decay)
-                else:
-                    optimizer = StreamSGD(student.parameters(), lr=1.0, momenta={"total": 0.9}, weight_decay=decay)
-                batches = problem.batches([seed], 0)
-                for step in range(most):
-                    (inputs,), (targets,), (known,) = next(batches)
-                    optimizer.param_groups[0]["lr"] = learning_rate(problem.config, step, problem.per_epoch)
-                    logits = student(inputs)
-                    parts = task * F.cross_entropy(logits, targets), distill * losses.kd(logits, known)
-                    if name == "dot":
-                        optimizer.backward(task=parts[0], distill=parts[1])
-                    else:
-                        optimizer.backward(total=parts[0] + parts[1])
-                    optimizer.step()
-                    optimizer.zero_grad()
-                for key, value in student.state_dict().items():
-                    if "tracked" not in key:
-                        worst = max(worst, (value - end[key][place]).abs().max().item())
-        forms = [
-            Variant(project=True),
-            Variant(between="extrapolate"),
-            Variant(every=None, exact=(0.0, 1.0), project=True),
-        ]
-        for form in forms:
-            pairs = zip(trained(form).values(), ends["dot"].values(), strict=True)
-            worst = max(worst, *((x - y).abs().max().item() for x, y in pairs))
-        sys.stdout.write(f"{setting}: largest difference after {most} steps {worst:.1e}\n")
-        if not worst < 1e-12:
-            sys.exit("expected less than 1e-12")
 
 
 def time_steps() -> dict[str, float]:
@@ -405,7 +160,7 @@ def time_steps() -> dict[str, float]:
 def _work(variant: Variant, inputs: Tensor, targets: Tensor, known: Tensor) -> Any:
     options = {"depth": 8, "width": 32}
     student: Any = models.build("resnet2d", num_classes=100, input_shape=(3, 32, 32), options=options)
-    trained = Trained(variant, dict(student.named_parameters()), student.feature_points[-1])
+    streams = Streams(variant, dict(student.named_parameters()), student.feature_points[-1])
     rows = round(variant.part * len(inputs))
 
     def work() -> None:
@@ -413,7 +168,7 @@ def _work(variant: Variant, inputs: Tensor, targets: Tensor, known: Tensor) -> A
             outputs = [student(x) for x in inputs.split([rows, len(inputs) - rows]) if len(x)]
             logits = torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
             a, b = at_the_logits(logits, targets, known, 0.1, 0.9)
-            trained.update(*trained.gradients(logits, outputs[0][None], a, b, step, step / 8), lr=1e-3, decay=5e-4)
+            streams.update(*streams.gradients(logits, outputs[0][None], a, b, step, step / 8), lr=1e-3, decay=5e-4)
 
     return work
 
@@ -426,53 +181,37 @@ def holm(p: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
-def table(problem: Problem, setting: str, lines: Sequence[dict[str, Any]], times: dict[str, float]) -> str:
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in lines:
-        if line["setting"] == setting:
-            runs.setdefault(line["variant"], {})[line["seed"]] = line
+def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
+    """Costs, test accuracy, its paired differences with corrected p, and the final losses on the training split."""
+    runs = {name: {line["seed"]: line for line in lines if line["variant"] == name} for name in VARIANTS}
+    runs = {name: found for name, found in runs.items() if found}
 
     def column(name: str, key: str) -> dict[int, float | None]:
         return {seed: line[key] for seed, line in runs.get(name, {}).items()}
 
-    against = {
-        other: {
-            name: paired_difference(column(name, "test_accuracy"), column(other, "test_accuracy"))
-            for name in VARIANTS
-            if name != other and name in runs
-        }
-        for other in ("dot", "kd", "matched")
-    }
-    corrected = {
-        other: holm({name: change.p for name, change in changes.items() if change.p is not None})
-        for other, changes in against.items()
-    }
-    heads = ["variant", "FLOPs", "time", "test accuracy %", *(f"- {o} (p)" for o in against), "train task", "distill"]
+    def differences(other: str) -> dict[str, str]:
+        theirs = column(other, "test_accuracy")
+        found = {name: paired_difference(column(name, "test_accuracy"), theirs) for name in runs if name != other}
+        p = holm({name: change.p for name, change in found.items() if change.p is not None})
+        return {name: f"{found[name].mean:+.2f} ± {found[name].half_width:.2f} ({p[name]:.3f})" for name in p}
+
+    def mean(name: str, key: str) -> str:
+        found = estimate(list(column(name, key).values()))
+        digits = f"{found.mean:.2f} ± {found.half_width:.2f}" if key == "test_accuracy" else f"{found.mean:.3g}"
+        return digits + f" [{found.diverged} diverged]" * bool(found.diverged)
+
+    against = {other: differences(other) for other in ("dot", "kd", "matched")}
+    heads = ["variant", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
     rows = [heads, ["---"] * len(heads)]
-    for name, variant in VARIANTS.items():
-        if name not in runs:
-            continue
-        score = estimate(list(column(name, "test_accuracy").values()))
-        cells = [name, f"{flops(problem, variant):.2f}", f"{times[name]:.2f}" if times else "-"]
-        cells.append(
-            f"{score.mean:.2f} ± {score.half_width:.2f}" + f" [{score.diverged} diverged]" * bool(score.diverged)
-        )
-        for other, changes in against.items():
-            change = changes.get(name)
-            has = change is not None and change.mean is not None and change.p is not None
-            cells.append(
-                f"{change.mean:+.2f} ± {change.half_width:.2f} ({corrected[other][name]:.3f})" if has and change else ""
-            )
-        for key in ("train_task", "train_distill"):
-            mean = estimate(list(column(name, key).values())).mean
-            cells.append("-" if mean is None else f"{mean:.3g}")
-        rows.append(cells)
-    n = min(len(found) for found in runs.values())
-    return f"\n{setting}, n = {n}\n\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
+    for name in runs:
+        cost = [f"{flops(problem, VARIANTS[name]):.2f}", f"{times[name]:.2f}" if name in times else "-"]
+        means = [mean(name, key) for key in ("test_accuracy", "train_task", "train_distill")]
+        rows.append([name, *cost, means[0], *(changes.get(name, "") for changes in against.values()), *means[1:]])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="The cost and the accuracy of cheaper forms of DOT.")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--only", default="", help="settings whose name starts so")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names with commas between them")
@@ -488,22 +227,26 @@ def main() -> None:
         return check(args.out)
     if args.time:
         timing.write_text(json.dumps(time_steps(), indent=2))
-    for setting in (name for name in SETTINGS if name.startswith(args.only)):
-        problem = Problem(setting, args.out)
+    times = json.loads(timing.read_text()) if timing.exists() else {}
+    for setting, (recipe, overrides) in SETTINGS.items():
+        if not setting.startswith(args.only):
+            continue
+        problem = Problem(recipe, overrides, args.out)
+        lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        lines = [line for line in lines if line["setting"] == setting]
         for name in args.variants.split(","):
-            lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-            done = {line["seed"] for line in lines if (line["setting"], line["variant"]) == (setting, name)}
+            done = {line["seed"] for line in lines if line["variant"] == name}
             missing = [seed for seed in range(args.seeds) if seed not in done]
-            for seeds in (missing[first : first + STACK] for first in range(0, len(missing), STACK)):
+            for first in range(0, len(missing), STACK):
+                seeds = missing[first : first + STACK]
                 students = Students([problem.student(seed) for seed in seeds])
-                problem.train(VARIANTS[name], seeds, students)
+                train(problem, VARIANTS[name], seeds, students)
+                found = zip(seeds, problem.scores(students, len(seeds)), strict=True)
+                new = [{"setting": setting, "variant": name, "seed": seed, **scores} for seed, scores in found]
+                lines += new
                 with results.open("a") as file:
-                    for seed, scores in zip(seeds, problem.scores(students, seeds), strict=True):
-                        line = {"setting": setting, "variant": name, "seed": seed, **scores}
-                        file.write(json.dumps(line) + "\n")
-                        lines.append(line)
-        times = json.loads(timing.read_text()) if timing.exists() else {}
-        sys.stdout.write(table(problem, setting, lines, times))
+                    file.writelines(json.dumps(line) + "\n" for line in new)
+        sys.stdout.write(f"\n{setting}, n = {args.seeds}\n\n{table(problem, lines, times)}")
         sys.stdout.flush()
 
 
