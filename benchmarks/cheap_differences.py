@@ -149,11 +149,14 @@ def _per_seed(c: Tensor, like: Tensor) -> Tensor:
     return c.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def at_the_logits(logits: Tensor, targets: Tensor, known: Tensor, task: float, distill: float) -> tuple[Tensor, Tensor]:
+def at_the_logits(
+    logits: Tensor, targets: Tensor, known: Tensor, task: float, distill: float, temperature: float
+) -> tuple[Tensor, Tensor]:
     """a and b, (S, N, C): of each seed's weighted losses, which are means over its N samples."""
     leaf = logits.detach().requires_grad_()
     flat = leaf.flatten(0, 1)
-    entropy = task * len(leaf) * F.cross_entropy(flat, targets.flatten())
-    (a,) = torch.autograd.grad(entropy, leaf, retain_graph=True)
-    (b,) = torch.autograd.grad(distill * len(leaf) * losses.kd(flat, known.flatten(0, 1)), leaf)
+    entropy = F.cross_entropy(flat, targets.flatten())
+    divergence = losses.kd(flat, known.flatten(0, 1), temperature=temperature)
+    (a,) = torch.autograd.grad(task * len(leaf) * entropy, leaf, retain_graph=True)
+    (b,) = torch.autograd.grad(distill * len(leaf) * divergence, leaf)
     return a, b

@@ -31,16 +31,15 @@ from stacked_students import Problem, Students
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dotkd import DOT, losses, models
+from dotkd import DOT, losses, models, schedule
 from dotkd.allocator import keep_freed_memory
 from dotkd.bench.rounds import Conditions, timed_in_turns
 from dotkd.evidence.statistics import estimate, paired_difference
 from dotkd.optim import StreamSGD
-from dotkd.schedule import learning_rate
 
 STACK = 16  # seeds trained at once: more of them leave the processor's cache
-GROUP = "student_options={depth: 8, width: 4, norm: group}"
 MLP = ["student=mlp", "student_options={}", "epochs=40"]
+EVEN = ["temperature=1.0", "task_weight=0.5", "distill_weight=0.5"]  # as the paper on ImageNet; 4, 0.1, 0.9 elsewhere
 LITERAL = ("kd", "matched", "dot", "momentum 0.975")  # what the library's own optimizers do
 TIMED = ("dot", "keep 2", "keep 4", "keep 8", "half", "quarter", "project", "last stage", "early half", "sketch")
 # A recipe and what is changed in it.
@@ -48,17 +47,19 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "resnet lr 0.003": ("mnist1d", ["lr=0.003"]),
     "resnet lr 0.01": ("mnist1d", ["lr=0.01"]),
     "mlp lr 0.005": ("mnist1d", [*MLP, "lr=0.005"]),
+    "mlp T 1 lr 0.01": ("mnist1d", [*MLP, "lr=0.01", *EVEN]),
     "digits lr 0.001": ("digits", ["lr=0.001"]),
     "digits lr 0.01": ("digits", ["lr=0.01"]),
-    "resnet group norm lr 0.01": ("mnist1d", ["lr=0.01", GROUP]),
+    "digits T 1 lr 0.01": ("digits", ["lr=0.01", *EVEN]),
 }
 
 
 def weights(problem: Problem, variant: Variant) -> tuple[float, float, float]:
-    """Of the task loss, of the distillation loss, and the decay: as published, or as DOT ends up weighing them."""
+    """Of the task loss, of the distillation loss, and the decay: as configured, or as DOT ends up weighing them."""
+    task, distill, _ = schedule.weights(problem.config)
     rest, delta = 1 - MOMENTUM, VARIANTS["dot"].delta
     less, more = (rest / (rest + delta), rest / (rest - delta)) if variant.matched else (1.0, 1.0)
-    return 0.1 * less, 0.9 * more, problem.config.weight_decay * less
+    return task * less, distill * more, problem.config.weight_decay * less
 
 
 def train(
@@ -74,10 +75,10 @@ def train(
             batches = problem.batches(seeds, step // problem.per_epoch)
         inputs, targets, known = next(batches)
         logits = students(inputs)
-        a, b = at_the_logits(logits, targets, known, task, distill)
+        a, b = at_the_logits(logits, targets, known, task, distill, problem.temperature)
         of_part = logits[:, : round(variant.part * logits.shape[1])]
         g_sum, g_diff = streams.gradients(logits, of_part, a, b, step, step / total)
-        streams.update(g_sum, g_diff, lr=learning_rate(problem.config, step, problem.per_epoch), decay=decay)
+        streams.update(g_sum, g_diff, lr=schedule.learning_rate(problem.config, step, problem.per_epoch), decay=decay)
 
 
 def literal(problem: Problem, variant: Variant, seed: int, most: int) -> dict[str, Tensor]:
@@ -89,13 +90,14 @@ def literal(problem: Problem, variant: Variant, seed: int, most: int) -> dict[st
     else:
         optimizer = StreamSGD(student.parameters(), momenta={"total": variant.momentum}, weight_decay=decay)
     for step, ((inputs,), (targets,), (known,)) in zip(range(most), problem.batches([seed], 0), strict=False):
-        optimizer.param_groups[0]["lr"] = learning_rate(problem.config, step, problem.per_epoch)
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate(problem.config, step, problem.per_epoch)
         logits = student(inputs)
-        parts = task * F.cross_entropy(logits, targets), distill * losses.kd(logits, known)
+        entropy = task * F.cross_entropy(logits, targets)
+        divergence = distill * losses.kd(logits, known, temperature=problem.temperature)
         if variant.delta:
-            optimizer.backward(task=parts[0], distill=parts[1])
+            optimizer.backward(task=entropy, distill=divergence)
         else:
-            optimizer.backward(total=parts[0] + parts[1])
+            optimizer.backward(total=entropy + divergence)
         optimizer.step()
         optimizer.zero_grad()
     return student.state_dict()
@@ -165,7 +167,7 @@ def _work(variant: Variant) -> Callable[[], None]:
         for step in range(8):
             outputs = [student(x) for x in inputs.split([rows, len(inputs) - rows]) if len(x)]
             logits = torch.cat(outputs)[None] if len(outputs) > 1 else outputs[0][None]
-            a, b = at_the_logits(logits, targets, known, 0.1, 0.9)
+            a, b = at_the_logits(logits, targets, known, 0.1, 0.9, 4.0)
             streams.update(*streams.gradients(logits, outputs[0][None], a, b, step, step / 8), lr=1e-3, decay=5e-4)
 
     return work

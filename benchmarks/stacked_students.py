@@ -22,7 +22,7 @@ from dotkd.trainer import teacher_run
 
 
 class Students:
-    """S equal models, resnet1d or mlp. Inside, activations are (S, channels, N) or (S, channels, N, length)."""
+    """S equal models, resnet1d or mlp with batch norm. Inside, activations are (S, channels, N) or (S, channels, N, length)."""
 
     def __init__(self, copies: Sequence[nn.Module]) -> None:
         self.frame = copies[0]
@@ -70,17 +70,12 @@ class Students:
                 scale, shift, momentum = of("weight").reshape(-1), of("bias").reshape(-1), module.momentum or 0.0
                 y = F.batch_norm(rows, mean, var, scale, shift, self._training, momentum, module.eps)
                 return y.view(x.shape)
-            case nn.GroupNorm():
-                groups = x.unflatten(1, (module.num_groups, -1))
-                var, mean = torch.var_mean(groups, (2, 4), correction=0, keepdim=True)
-                y = ((groups - mean) * (var + module.eps).rsqrt()).view(x.shape)
-                return y * of("weight")[..., None, None] + of("bias")[..., None, None]
             case nn.ReLU():
                 return x.relu()
             case nn.Identity():
                 return x
             case _:
-                raise TypeError(f"expected a module of resnet1d or mlp, got {type(module).__name__}")
+                raise TypeError(f"expected a module of resnet1d or mlp with batch norm, got {type(module).__name__}")
 
 
 class Problem:
@@ -88,6 +83,7 @@ class Problem:
 
     def __init__(self, recipe: str, overrides: Sequence[str], out: Path, dtype: torch.dtype = torch.float32) -> None:
         self.config, self.dtype = Config.from_sources(recipe, [*overrides, "threads=1"]), dtype
+        self.temperature = self.config.temperature or 4.0  # KD's published one
         self.dataset = data.load(self.config.data, validation=self.config.validation)
         self.per_epoch = data.batch_count(self.dataset, "train", batch_size=self.config.batch_size, drop_last=True)
         teacher = self._model(self.config.teacher, self.config.teacher_options)
@@ -137,7 +133,8 @@ class Problem:
             for line, mine in zip(found, logits, strict=True):
                 finite = bool(mine.isfinite().all())
                 right = (mine.argmax(1) == batch.targets).double().mean().item()
+                distill = losses.kd(mine, self._known[split], temperature=self.temperature).item()
                 line[f"{split}_accuracy"] = 100 * right if finite else None
                 line[f"{split}_task"] = F.cross_entropy(mine, batch.targets).item() if finite else None
-                line[f"{split}_distill"] = losses.kd(mine, self._known[split]).item() if finite else None
+                line[f"{split}_distill"] = distill if finite else None
         return found
