@@ -42,8 +42,7 @@ MLP = ["student=mlp", "student_options={}", "epochs=40"]
 EVEN = ["temperature=1.0", "task_weight=0.5", "distill_weight=0.5"]  # as the paper on ImageNet; 4, 0.1, 0.9 elsewhere
 LITERAL = ("kd", "matched", "dot", "momentum 0.975")  # what the library's own optimizers do
 TIMED = ("dot", "keep 2", "keep 4", "keep 8", "half", "quarter", "project", "last stage", "early half", "sketch")
-# A recipe and what is changed in it.
-SETTINGS: dict[str, tuple[str, list[str]]] = {
+SETTINGS: dict[str, tuple[str, list[str]]] = {  # a recipe and what is changed in it
     "resnet lr 0.003": ("mnist1d", ["lr=0.003"]),
     "resnet lr 0.01": ("mnist1d", ["lr=0.01"]),
     "mlp lr 0.005": ("mnist1d", [*MLP, "lr=0.005"]),
@@ -62,10 +61,8 @@ def weights(problem: Problem, variant: Variant) -> tuple[float, float, float]:
     return task * less, distill * more, problem.config.weight_decay * less
 
 
-def train(
-    problem: Problem, variant: Variant, seeds: Sequence[int], students: Students, most: int | None = None
-) -> None:
-    """To the end, or for the first `most` steps of the first epoch."""
+def train(problem: Problem, variant: Variant, seeds: Sequence[int], students: Students, most: int = 0) -> None:
+    """To the end, or for the first `most` > 0 steps."""
     streams = Streams(variant, students.params, problem.student(0).feature_points[-1])
     task, distill, decay = weights(problem, variant)
     total = problem.config.epochs * problem.per_epoch
@@ -128,7 +125,6 @@ def flops(problem: Problem, variant: Variant) -> float:
     """Multiplications of a step over those of plain KD's."""
     student = problem.student(0)
     last = [p for name, p in student.named_parameters() if name.startswith((student.feature_points[-1], "head"))]
-
     (inputs,), _, _ = next(problem.batches([0], 0))
 
     def counted(wanted: Sequence[Tensor]) -> int:
@@ -201,12 +197,21 @@ def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[s
         return digits + f" [{found.diverged} diverged]" * bool(found.diverged)
 
     against = {other: differences(other) for other in ("dot", "kd", "matched")}
-    heads = ["variant", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
+    heads = ["variant", "n", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
     rows = [heads, ["---"] * len(heads)]
     for name in runs:
         cost = [f"{flops(problem, VARIANTS[name]):.2f}", f"{times[name]:.2f}" if name in times else "-"]
         means = [mean(name, key) for key in ("test_accuracy", "train_task", "train_distill")]
-        rows.append([name, *cost, means[0], *(changes.get(name, "") for changes in against.values()), *means[1:]])
+        rows.append(
+            [
+                name,
+                str(len(runs[name])),
+                *cost,
+                means[0],
+                *(changes.get(name, "") for changes in against.values()),
+                *means[1:],
+            ]
+        )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
@@ -246,8 +251,7 @@ def main() -> None:
                 lines += new
                 with results.open("a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in new)
-        sys.stdout.write(f"\n{setting}, n = {args.seeds}\n\n{table(problem, lines, times)}")
-        sys.stdout.flush()
+        sys.stdout.write(f"\n{setting}\n\n{table(problem, lines, times)}")
 
 
 if __name__ == "__main__":

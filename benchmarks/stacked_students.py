@@ -22,7 +22,7 @@ from dotkd.trainer import teacher_run
 
 
 class Students:
-    """S equal models, resnet1d or mlp with batch norm. Inside, activations are (S, channels, N) or (S, channels, N, length)."""
+    """S equal models, resnet1d or mlp with batch norm. Activations inside are (S, channels, N[, length])."""
 
     def __init__(self, copies: Sequence[nn.Module]) -> None:
         self.frame = copies[0]
