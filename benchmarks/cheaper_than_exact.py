@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dotkd import DOT, losses, models, schedule
 from dotkd.allocator import keep_freed_memory
-from dotkd.bench.rounds import Conditions, timed_in_turns
+from dotkd.bench.rounds import Conditions, Quantity, timed_in_turns
 from dotkd.evidence.statistics import estimate, paired_difference
 from dotkd.optim import StreamSGD
 
@@ -149,7 +148,7 @@ def time_steps() -> dict[str, float]:
         plain, found = _work(VARIANTS["kd"]), {"kd": 1.0}
         for name in TIMED:
             ours, other = timed_in_turns(_work(VARIANTS[name]), plain, conditions)
-            found[name] = statistics.median(x / y for x, y in zip(ours, other, strict=True))
+            found[name] = Quantity.of([x / y for x, y in zip(ours, other, strict=True)]).median
     return found
 
 
@@ -193,25 +192,22 @@ def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[s
 
     def mean(name: str, key: str) -> str:
         found = estimate(list(column(name, key).values()))
-        digits = f"{found.mean:.2f} ± {found.half_width:.2f}" if key == "test_accuracy" else f"{found.mean:.3g}"
-        return digits + f" [{found.diverged} diverged]" * bool(found.diverged)
+        if found.mean is None or found.half_width is None:
+            return f"{found.n} finished"
+        return f"{found.mean:.2f} ± {found.half_width:.2f}" if key == "test_accuracy" else f"{found.mean:.3g}"
 
     against = {other: differences(other) for other in ("dot", "kd", "matched")}
     heads = ["variant", "n", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
     rows = [heads, ["---"] * len(heads)]
     for name in runs:
-        cost = [f"{flops(problem, VARIANTS[name]):.2f}", f"{times[name]:.2f}" if name in times else "-"]
-        means = [mean(name, key) for key in ("test_accuracy", "train_task", "train_distill")]
-        rows.append(
-            [
-                name,
-                str(len(runs[name])),
-                *cost,
-                means[0],
-                *(changes.get(name, "") for changes in against.values()),
-                *means[1:],
-            ]
-        )
+        row = [
+            name,
+            str(sum(line["test_accuracy"] is not None for line in runs[name].values())),
+            f"{flops(problem, VARIANTS[name]):.2f}",
+        ]
+        row += [f"{times[name]:.2f}" if name in times else "-", mean(name, "test_accuracy")]
+        row += [changes.get(name, "") for changes in against.values()]
+        rows.append([*row, mean(name, "train_task"), mean(name, "train_distill")])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
