@@ -177,7 +177,8 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
-    """Costs, test accuracy, its paired differences with corrected p, and the final losses on the training split."""
+    """Costs, test accuracy, its paired differences with corrected p, final losses on the training split; of n finished."""
+    lines = [line for line in lines if line["test_accuracy"] is not None]
     runs = {name: {line["seed"]: line for line in lines if line["variant"] == name} for name in VARIANTS}
     runs = {name: found for name, found in runs.items() if found}
 
@@ -200,11 +201,7 @@ def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[s
     heads = ["variant", "n", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
     rows = [heads, ["---"] * len(heads)]
     for name in runs:
-        row = [
-            name,
-            str(sum(line["test_accuracy"] is not None for line in runs[name].values())),
-            f"{flops(problem, VARIANTS[name]):.2f}",
-        ]
+        row = [name, str(len(runs[name])), f"{flops(problem, VARIANTS[name]):.2f}"]
         row += [f"{times[name]:.2f}" if name in times else "-", mean(name, "test_accuracy")]
         row += [changes.get(name, "") for changes in against.values()]
         rows.append([*row, mean(name, "train_task"), mean(name, "train_distill")])
