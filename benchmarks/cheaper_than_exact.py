@@ -177,7 +177,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:
-    """Costs, test accuracy, its paired differences with corrected p, final losses on the training split; of n finished."""
+    """Of n finished runs: costs, test accuracy, its paired differences and corrected p, final losses in training."""
     lines = [line for line in lines if line["test_accuracy"] is not None]
     runs = {name: {line["seed"]: line for line in lines if line["variant"] == name} for name in VARIANTS}
     runs = {name: found for name, found in runs.items() if found}
@@ -193,9 +193,8 @@ def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[s
 
     def mean(name: str, key: str) -> str:
         found = estimate(list(column(name, key).values()))
-        if found.mean is None or found.half_width is None:
-            return f"{found.n} finished"
-        return f"{found.mean:.2f} ± {found.half_width:.2f}" if key == "test_accuracy" else f"{found.mean:.3g}"
+        short = key != "test_accuracy" or found.half_width is None
+        return f"{found.mean:.3g}" if short else f"{found.mean:.2f} ± {found.half_width:.2f}"
 
     against = {other: differences(other) for other in ("dot", "kd", "matched")}
     heads = ["variant", "n", "FLOPs", "time", "accuracy %", *(f"- {other} (p)" for other in against), "task", "distill"]
