@@ -21,6 +21,7 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, fill: Fill, losses: Mapping[str, Tensor]) -> Tensor:
+        """The sum of ``losses``, shape (); ``fill`` is called with them in the backward pass."""
         ctx.fill, ctx.losses = fill, losses
         wide = [loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) for loss in losses.values()]
         return torch.stack(wide).sum()
@@ -28,6 +29,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Call ``fill``; the anchor gets nothing."""
         # The incoming gradient carries whatever the caller multiplied the joined loss by (a loss scale, 1 / steps).
         ctx.fill(ctx.losses, grad_outputs[0])
         return None, None, None
