@@ -37,7 +37,7 @@ def bench(size: Size, device: torch.device, found: Found) -> None:
     """`dotkd bench` on this device."""
     conditions = Conditions(device, rounds=2) if size is QUICK else Conditions(device, seconds=8.0)
     for name, measure in MEASURES.items():
-        if size is QUICK and name in ("exact_step", "peak_memory", "cached_over_online", "loader_wait"):
+        if size is QUICK and name in ("exact_step", "peak_memory", "low_memory", "cached_over_online", "loader_wait"):
             continue  # of their own size, which takes a CPU minutes: `dotkd bench` is for that
         with found.trying(name):
             one = measure(conditions)

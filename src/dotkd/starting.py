@@ -30,6 +30,11 @@ def check_processes(config: Config) -> None:
         if changed:
             listed = "; ".join(f"{key}: {getattr(held[0], key)!r} and {getattr(other, key)!r}" for key in changed)
             raise ValueError(f"expected one config in all processes, but those of 0 and {number} differ: {listed}")
+    if config.low_memory:
+        raise ValueError(
+            f"low_memory: expected false in {distributed.size()} processes, which average gradients, got true; "
+            "parallel=fsdp spreads gradients and momenta over them"
+        )
     step = distributed.size() * config.accumulate
     if config.batch_size % step:
         below = config.batch_size // step * step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dotkd.bench.backward_passes import exact_step, peak_memory
+from dotkd.bench.backward_passes import exact_step, low_memory, peak_memory
 from dotkd.bench.cached import cached_over_online
 from dotkd.bench.communication import ddp_bytes
 from dotkd.bench.measure import Measure
@@ -24,6 +24,7 @@ __all__ = [
     "ddp_bytes",
     "exact_step",
     "loader_wait",
+    "low_memory",
     "optimizer_step",
     "peak_memory",
 ]
@@ -32,6 +33,7 @@ MEASURES: dict[str, Callable[[Conditions], Measure]] = {
     "exact_step": exact_step,
     "optimizer_step": optimizer_step,
     "peak_memory": peak_memory,
+    "low_memory": low_memory,
     "cached_over_online": cached_over_online,
     "ddp_bytes": ddp_bytes,
     "loader_wait": loader_wait,

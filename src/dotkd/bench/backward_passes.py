@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dotkd.bench.measure import Measure, compared, ratio
@@ -43,15 +44,6 @@ def peak_memory(conditions: Conditions) -> Measure:
     """
     device = conditions.device
 
-    def lived_through(kind: Kind) -> int:
-        def work() -> Step:
-            step = Step(device, kind)
-            step.run(samples=2)  # the optimizer makes its buffers
-            step.run()
-            return step
-
-        return peak_bytes(work, device)
-
     def of_a_pass(*, keep: bool) -> int:
         def work() -> tuple[Step, Tensor]:
             step = Step(device, "plain")
@@ -62,7 +54,7 @@ def peak_memory(conditions: Conditions) -> Measure:
         return peak_bytes(work, device)
 
     with conditions.held():
-        ours, other, official = (lived_through(kind) for kind in _KINDS)
+        ours, other, official = (_lived_through(kind, device) for kind in _KINDS)
         kept = of_a_pass(keep=True) - of_a_pass(keep=False)
     return compared(
         [ours],
@@ -73,3 +65,21 @@ def peak_memory(conditions: Conditions) -> Measure:
         limit=(other + kept) / other,
         official=ratio([official], [other]),
     )
+
+
+def low_memory(conditions: Conditions) -> Measure:
+    """As `peak_memory`, with DOT in the mode whose momentum buffers are the gradients."""
+    with conditions.held():
+        ours, other = (_lived_through(kind, conditions.device) for kind in ("dot-low-memory", "plain"))
+    what = f"as peak_memory, with DOT(gradients_in_buffers=True); {model_in_words()}"
+    return compared([ours], [other], unit="bytes", what=what, goal=1.25)
+
+
+def _lived_through(kind: Kind, device: torch.device) -> int:
+    def work() -> Step:
+        step = Step(device, kind)
+        step.run(samples=2)  # the optimizer makes its buffers
+        step.run()
+        return step
+
+    return peak_bytes(work, device)

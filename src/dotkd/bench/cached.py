@@ -13,14 +13,14 @@ from dotkd import models
 from dotkd.bench.flops import flops
 from dotkd.bench.measure import Measure, compared, ratio
 from dotkd.bench.rounds import Conditions, timed_in_turns
-from dotkd.bench.student_step import BATCH, CLASSES, SHAPE, Step
+from dotkd.bench.student_step import BATCH, CLASSES, SHAPE, STUDENT, Step
 from dotkd.cache.known import CachedTeacher
 from dotkd.cache.records import records_of
 from dotkd.cache.sampling import uniform
 from dotkd.cache.store import open_or_create
 from dotkd.data import Batch
 
-TEACHER, STUDENT = "resnet32x4", "resnet8x4"
+TEACHER = "resnet32x4"
 RECORDS = 50_000
 _WRITTEN_AT_ONCE = 10_000
 

@@ -18,10 +18,9 @@ from dotkd import losses, models
 from dotkd.bench.measure import Measure, compared
 from dotkd.bench.recording import recorded
 from dotkd.bench.rounds import Conditions
-from dotkd.bench.student_step import CLASSES, DELTA, LR, MOMENTUM, SHAPE, WEIGHT_DECAY
+from dotkd.bench.student_step import CLASSES, DELTA, LR, MOMENTUM, SHAPE, STUDENT, WEIGHT_DECAY
 from dotkd.optim import DOT
 
-STUDENT = "resnet8x4"
 _PROCESSES, _BATCH = 2, 4  # gradients are as large for any batch
 _WIDTHS = {"float": 4, "double": 8, "c10::Half": 2, "c10::BFloat16": 2, "long int": 8, "int": 4, "unsigned char": 1}
 

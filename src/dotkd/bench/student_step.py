@@ -14,26 +14,27 @@ from dotkd.bench.published import PublishedUpdate, published_gradients
 from dotkd.optim import DOT
 
 BATCH, CLASSES, SHAPE = 64, 100, (3, 32, 32)
-STUDENT = {"depth": 8, "width": 64}  # the size of the literature's ResNet8x4, for CIFAR-100
+STUDENT = "resnet8x4"  # of the literature, for CIFAR-100
 LR, MOMENTUM, DELTA, WEIGHT_DECAY = 1e-3, 0.9, 0.075, 5e-4
 
-Kind = Literal["dot", "plain", "published"]
+Kind = Literal["dot", "dot-low-memory", "plain", "published"]
 Ask = Callable[[Tensor], Tensor]
 
 
 class Step:
     """A student, an optimizer and a batch; `run` takes one training step, on all or the first samples of the batch.
 
-    kind: "dot" for the optimizer of this library, "plain" for one backward pass and torch's SGD, "published" for the
-    loop of the published implementation without its data and its reading of losses. student: `resnet2d` of the size
-    STUDENT unless given. ask: the teacher's logits (N, CLASSES) for inputs (N, *SHAPE); random ones unless given.
+    kind: "dot" for the optimizer of this library, "dot-low-memory" for its mode whose buffers are the gradients,
+    "plain" for one backward pass and torch's SGD, "published" for the loop of the published implementation without its
+    data and its reading of losses. student: STUDENT unless given. ask: the teacher's logits (N, CLASSES) for inputs (N,
+    *SHAPE); random ones unless given.
     """
 
     def __init__(
         self, device: torch.device, kind: Kind, *, student: nn.Module | None = None, ask: Ask | None = None
     ) -> None:
         if student is None:
-            student = models.build("resnet2d", num_classes=CLASSES, input_shape=SHAPE, options=STUDENT)
+            student = models.build(STUDENT, num_classes=CLASSES, input_shape=SHAPE)
         self.student = student.to(device)
         self.inputs = torch.randn(BATCH, *SHAPE).to(device)
         self.targets = torch.randint(CLASSES, (BATCH,)).to(device)
@@ -64,7 +65,8 @@ def learner(kind: Kind, student: nn.Module) -> Callable[[Tensor, Tensor], None]:
             plain.zero_grad()
 
         return learn
-    dot = DOT(params, lr=LR, momentum=MOMENTUM, delta=DELTA, weight_decay=WEIGHT_DECAY)
+    low = kind == "dot-low-memory"
+    dot = DOT(params, lr=LR, momentum=MOMENTUM, delta=DELTA, weight_decay=WEIGHT_DECAY, gradients_in_buffers=low)
 
     def learn_by_dot(task: Tensor, distill: Tensor) -> None:
         dot.backward(task=task, distill=distill)
@@ -77,4 +79,4 @@ def learner(kind: Kind, student: nn.Module) -> Callable[[Tensor, Tensor], None]:
 def model_in_words() -> str:
     """What `Step` trains unless a student is given."""
     size = "x".join(str(n) for n in SHAPE)
-    return f"resnet2d depth {STUDENT['depth']} width {STUDENT['width']}, batch {BATCH} of {size}, {CLASSES} classes"
+    return f"{STUDENT}, batch {BATCH} of {size}, {CLASSES} classes"

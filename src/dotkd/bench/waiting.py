@@ -13,11 +13,10 @@ from dotkd import data, losses, models
 from dotkd.bench.measure import Measure, compared, ratio
 from dotkd.bench.published_loader import WORKERS, published_batches
 from dotkd.bench.rounds import Conditions, repeated, uncollected, wait_for
-from dotkd.bench.student_step import BATCH, CLASSES, SHAPE, Kind, learner
+from dotkd.bench.student_step import BATCH, CLASSES, SHAPE, STUDENT, Kind, learner
 from dotkd.data import Dataset, Split
 from dotkd.data.dataset import assemble
 
-STUDENT = "resnet8x4"
 IMAGES = 50_000
 # A GPU's steps are short: enough of them that what worker processes have read ahead is used up.
 _STEPS_A_ROUND = {"cpu": 2, "cuda": 100}
