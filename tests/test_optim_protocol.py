@@ -107,6 +107,19 @@ def test_a_copy_of_model_and_optimizer_continues_alike(make, steps, duplicate):
     assert identical(list(student.parameters()), frozen), "the copy must not touch the original"
 
 
+@every_optimizer
+def test_a_state_loads_into_an_optimizer_that_has_loaded_one_before(make):
+    student = Student()
+    optimizer = make(student.parameters(), lr=0.01)
+    train(student, optimizer, range(2))
+    early = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(early))
+    train(student, optimizer, range(2, 4))
+    optimizer.load_state_dict(copy.deepcopy(early))
+    held = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
+    assert identical(held, [value for entry in early["state"].values() for value in entry.values()])
+
+
 def test_state_has_the_documented_names():
     student = Student()
     optimizer = dotkd.DOT(student.parameters(), **HYPER)

@@ -35,8 +35,8 @@ def joined() -> Generator[None, None, None]:
                 with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
                     yield
         except typer.Exit:
-            # An ending that all agree on. torchrun, which sees one of them go first, ends the others: they are to go
-            # with their own exit code, and the main one when it has said why.
+            # An ending that all agree on. torchrun sees one of them go first and ends the others, but they are to go by
+            # their own exit code, and the main one when it has said why.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             distributed.gathered(None)
             raise

@@ -204,7 +204,8 @@ class StreamOptimizer(ManyDevices):
                         f"state {name!r} of parameter {index} has shape {tuple(value.shape)}, expected {tuple(p.shape)}"
                     )
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            if missing := sorted(set(self.defaults) - set(theirs)):
+            # torch adds a default of its own when a state is loaded, which states from before then do not have.
+            if missing := sorted(set(self.defaults) - set(theirs) - {"differentiable"}):
                 raise ValueError(f"the state is of another optimizer: its groups have no {', '.join(missing)}")
             self._check_group({**ours, **theirs})
         state = dict(state_dict["state"])
