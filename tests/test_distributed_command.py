@@ -66,7 +66,8 @@ def test_a_signal_to_one_stops_all_and_resume_goes_on(home, whole):
     told = f"SIGTERM at step {STOP}: saved; continue with: dotkd resume {out}"
     assert ended.stderr.count(told) == 1, ended.stderr
     reported = re.findall(r"^ +exitcode +: (-?\d+)", ended.stderr, re.MULTILINE)
-    assert reported == [str(failures.INTERRUPTED)] * 2
+    assert len(reported) >= 2  # torchrun may name the first of them twice
+    assert set(reported) == {str(failures.INTERRUPTED)}
     assert load_latest(out / "checkpoints").step == STOP
     # In the file, so that the resumed run is not signalled in its turn.
     assert torchrun("resume", str(out), restarts=0).returncode == 0
