@@ -105,6 +105,10 @@ def test_memory_of_dot_has_one_gradient_and_one_buffer_more():
     assert found.ours.median - found.other.median >= size
     assert found.limit is not None
     assert 1 < found.limit < found.ratio.median < 2
+    low = dotkd.bench.low_memory(Conditions(CPU))
+    assert low.other == found.other
+    assert low.official == found.official
+    assert low.ours.median < found.ours.median
 
 
 def test_the_cache_that_is_read_holds_what_was_put_in(tmp_path):

@@ -70,9 +70,10 @@ def peak_memory(conditions: Conditions) -> Measure:
 def low_memory(conditions: Conditions) -> Measure:
     """As `peak_memory`, with DOT in the mode whose momentum buffers are the gradients."""
     with conditions.held():
-        ours, other = (_lived_through(kind, conditions.device) for kind in ("dot-low-memory", "plain"))
+        kinds: tuple[Kind, ...] = ("dot-low-memory", "plain", "published")
+        ours, other, official = (_lived_through(kind, conditions.device) for kind in kinds)
     what = f"as peak_memory, with DOT(gradients_in_buffers=True); {model_in_words()}"
-    return compared([ours], [other], unit="bytes", what=what, goal=1.25)
+    return compared([ours], [other], unit="bytes", what=what, goal=1.25, official=ratio([official], [other]))
 
 
 def _lived_through(kind: Kind, device: torch.device) -> int:
