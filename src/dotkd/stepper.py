@@ -255,8 +255,8 @@ def compiles_whole(config: Config, distiller: Distiller | None) -> bool:
 
     What runs in it must do the same in every step: models and methods of this library, and models of the libraries that
     it knows, on logits, with a teacher that does not learn. Code of the user's own may have a state; methods that look
-    inside, that know the samples or that change in the course of training do. With `low_memory`
-    there are no gradients, and of several processes each has to send what it computes meanwhile.
+    inside, that know the samples or that change in the course of training do. With `low_memory` there are no gradients,
+    and of several processes each has to send what it computes meanwhile.
     """
     specs = [config.student, config.teacher if config.method != "none" else config.student]
     specs += [str(entry.get("model", config.teacher)) for entry in config.more_teachers]
