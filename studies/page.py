@@ -146,6 +146,49 @@ def change(rows: Sequence[Row], setting: str, cell: str, baseline: str, key: str
     return paired_difference(column(rows, setting, cell, key), column(rows, setting, baseline, key))
 
 
+def ends(rows: Sequence[Row], setting: str, cell: str, keys: tuple[str, str]) -> tuple[list[float], list[float]]:
+    """Two figures of every finished run of a cell that has both."""
+    first, second = (column(rows, setting, cell, key) for key in keys)
+    both = [(a, b) for a, b in zip(first.values(), second.values(), strict=True) if a is not None and b is not None]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def comparison_table(
+    rows: Sequence[Row], settings: Sequence[str], cells: Sequence[str], baseline: str, key: str, *, digits: int
+) -> str:
+    """A line a setting: the baseline's mean, then each other cell's with its paired difference to the baseline.
+
+    p is corrected by Holm over all differences of the table.
+    """
+    others = [cell for cell in cells if cell != baseline]
+    changes = {(s, cell): change(rows, s, cell, baseline, key) for s in settings for cell in others}
+    told = told_together(changes, digits=digits)
+    heads = ["setting", "n", baseline, *others]
+    lines: list[list[str]] = []
+    for setting in settings:
+        own = mean(rows, setting, baseline, key)
+        line = [setting, str(own.n), estimate_text(own, digits)]
+        for cell in others:
+            value = mean(rows, setting, cell, key)
+            line.append(f"{estimate_text(value, digits)} ({told[setting, cell]})" if value.n else "-")
+        lines.append(line)
+    return table(heads, lines)
+
+
+def told_together(changes: Mapping[Any, Difference], *, digits: int = 2) -> dict[Any, str]:
+    """The text of each difference, its p corrected by Holm over all of them."""
+    tested = {key: found.p for key, found in changes.items() if found.p is not None}
+    p = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {key: change_text(found, p.get(key), digits) for key, found in changes.items()}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    corrected, highest = [1.0] * len(p), 0.0
+    for place, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
+        corrected[index] = highest = min(1.0, max(highest, (len(p) - place) * p[index]))
+    return corrected
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
