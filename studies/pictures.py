@@ -79,9 +79,9 @@ def against(
     axes.set_title(title, fontsize=10)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """As SVG that is the same for the same rows; one legend under all panels."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+def save(figure: Figure, path: Path, *, legend_from: int = 0) -> None:
+    """As SVG that is the same for the same rows; the legend of one panel under all of them."""
+    handles, labels = figure.axes[legend_from].get_legend_handles_labels()
     for axes in figure.axes:
         axes.grid(True, linewidth=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)

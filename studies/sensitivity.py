@@ -200,11 +200,53 @@ def row_of(setting: str, cell: str, seed: int, scores: Mapping[str, float | None
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
-    return {}
+    rates = [f"lr {rate:g}" for rate in RATES]
+    dot, matched = ([f"{stem} {delta:g}" for delta in DELTAS] for stem in ("kd+dot", "kd+sgd-matched"))
+    direct = {(s, a, b): page.change(rows, s, a, b) for s in rates for a, b in zip(dot, matched, strict=True)}
+    told = page.told_together(direct)
+    base = f"{BASE['delta']:g}"
+    cells = ("kd", f"kd+dot {base}", f"kd+sgd-matched {base}")
+    tables = {
+        "rates-dot": page.comparison_table(rows, rates, ["kd", *dot], "kd", "accuracy", digits=2),
+        "rates-matched": page.comparison_table(rows, rates, ["kd", *matched], "kd", "accuracy", digits=2),
+        "direct": page.table(
+            ["setting", *(f"Delta {delta:g}" for delta in DELTAS)],
+            [[s, *(told[s, a, b] for a, b in zip(dot, matched, strict=True))] for s in rates],
+        ),
+    }
+    for factor, values in FACTORS.items():
+        names = [name_of(factor, value) for value in values]
+        tables[factor] = page.comparison_table(rows, names, cells, "kd", "accuracy", digits=2)
+    return tables
+
+
+def name_of(factor: str, value: Any) -> str:
+    """The setting of a value; that of the base is the one of its learning rate."""
+    return f"lr {BASE['lr']:g}" if value == BASE[factor] else f"{factor} {value:g}"
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    figure, axes = pictures.panels(len(RATES) + len(FACTORS), columns=4, width=3.1, height=2.9)
+    for panel, rate in zip(axes, RATES, strict=False):
+        found = {
+            cell: [page.mean(rows, f"lr {rate:g}", f"kd+{cell} {delta:g}" if delta else "kd") for delta in (0, *DELTAS)]
+            for cell in ("dot", "sgd-matched")
+        }
+        pictures.against(panel, (0.0, *DELTAS), found, title=f"Delta, at lr {rate:g}")
+    base = f"{BASE['delta']:g}"
+    for panel, (factor, values) in zip(axes[len(RATES) :], FACTORS.items(), strict=True):
+        found = {
+            short: [page.mean(rows, name_of(factor, value), cell) for value in values]
+            for short, cell in (("dot", f"kd+dot {base}"), ("sgd-matched", f"kd+sgd-matched {base}"), ("kd", "kd"))
+        }
+        pictures.against(panel, values, found, title=f"{factor}, at lr {BASE['lr']:g}", log=True)
+    for panel in axes[::4]:
+        panel.set_ylabel("test accuracy, %")
+    pictures.save(figure, path, legend_from=-1)
 
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
         check(Path("runs") / NAME)
     else:
-        page.main(NAME, __doc__, run, blocks)
+        page.main(NAME, __doc__, run, blocks, picture)
