@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the trade-off between the two losses, and accuracy over the epochs.
+"""Pictures of a comparison: the trade-off between the two losses, accuracy over the epochs and over what is varied.
 
 matplotlib is imported here alone, when a picture is made (extra `plots`), and draws to files: no display is
 needed.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dotkd.evidence.runs import EvalPoint
+from dotkd.evidence.settings import Evidence, Table
 from dotkd.evidence.statistics import Estimate, estimate
 
 # matplotlib types its keyword arguments nowhere: its objects are taken as they are.
@@ -24,6 +25,7 @@ Figure = Any
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LOG_FROM_RATIO = 10.0
+_MOST_COLUMNS = 3
 
 Curves = Mapping[str, Sequence[Sequence[EvalPoint]]]
 
@@ -100,13 +102,56 @@ def accuracy_over_epochs(curves: Curves, path: Path, *, title: str, teacher: flo
     _save(figure, whole, path, title)
 
 
-def _band(axes: Axes, points: Sequence[tuple[int, Estimate]], label: str, style: Mapping[str, Any]) -> None:
+def ablations(evidence: Evidence, folder: Path) -> list[Path]:
+    """Draws `ablation-KEY.png` for each varied key with several numbers; returns the paths. Raises as `trade_off` does.
+
+    Test accuracy (%) of each cell against the value, with 95 % bands; a panel for each recipe and combination of the
+    other varied values. A cell that does not depend on the value is a level line.
+    """
+    paths: list[Path] = []
+    for key in dict.fromkeys(key for table in evidence.tables for key in table.varied):
+        panels: dict[str, list[tuple[float, Table]]] = {}
+        for table in evidence.tables:
+            value = table.varied.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and any(table.runs.values()):
+                rest = [f"{other}={held}" for other, held in table.varied.items() if other != key]
+                panels.setdefault(", ".join([table.recipe, *rest]), []).append((float(value), table))
+        panels = {name: sorted(found, key=lambda pair: pair[0]) for name, found in panels.items() if len(found) > 1}
+        if panels:
+            paths.append(folder / f"ablation-{key}.png")
+            _ablation(panels, key, paths[-1], f"{evidence.name}: accuracy over {key}")
+    return paths
+
+
+def _ablation(panels: Mapping[str, Sequence[tuple[float, Table]]], key: str, path: Path, title: str) -> None:
+    figure, drawn = _figure(len(panels))
+    for axes, (name, found) in zip(drawn, panels.items(), strict=True):
+        for position, cell in enumerate(row.cell.name for row in found[0][1].rows):
+            rows = [(value, row) for value, table in found if (row := table.row(cell)) is not None]
+            _band(axes, [(value, row.val_selected) for value, row in rows], cell, _style(position), every=1)
+        low, high = found[0][0], found[-1][0]
+        if low > 0 and high / low >= _LOG_FROM_RATIO:
+            axes.set_xscale("log")
+        axes.set_xlabel(key)
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title(f"{name} (mean over seeds, band: 95 % interval)", fontsize=10)
+    _save(figure, drawn[0], path, title)
+
+
+def _band(
+    axes: Axes,
+    points: Sequence[tuple[float, Estimate]],
+    label: str,
+    style: Mapping[str, Any],
+    every: int | None = None,
+) -> None:
+    """A line with its band; every: of its points each so many is marked, of None the last."""
     epochs = [epoch for epoch, _ in points]
     means = [100 * value for value in _plain([e.mean for _, e in points])]
     widths = [100 * (e.half_width or 0.0) for _, e in points]
     low = [mean - width for mean, width in zip(means, widths, strict=True)]
     high = [mean + width for mean, width in zip(means, widths, strict=True)]
-    axes.plot(epochs, means, **style, markersize=6, markevery=[-1], linewidth=1.4, label=label)
+    axes.plot(epochs, means, **style, markersize=6, markevery=every or [-1], linewidth=1.4, label=label)
     axes.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
 
 
@@ -119,9 +164,11 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
             "pictures need matplotlib; install the extra `plots`: pip install 'dotkd[plots]'",
             name="matplotlib",
         ) from error
-    figure = figures.Figure(figsize=(5.6 * panels, 5.0), layout="constrained")
+    columns = min(panels, _MOST_COLUMNS)
+    lines = -(-panels // columns)
+    figure = figures.Figure(figsize=(5.6 * columns, 5.0 * lines), layout="constrained")
     agg.FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, panels, position + 1) for position in range(panels)]
+    return figure, [figure.add_subplot(lines, columns, position + 1) for position in range(panels)]
 
 
 def _style(position: int) -> dict[str, Any]:
@@ -164,7 +211,7 @@ def _task_alone(panels: Sequence[Axes], task: Estimate, label: str, colour: str)
 
 def _over_epochs(
     runs: Sequence[Sequence[EvalPoint]], value: Callable[[EvalPoint], float | None]
-) -> list[tuple[int, Estimate]]:
+) -> list[tuple[float, Estimate]]:
     """(epoch, mean over runs) for the epochs that every run has."""
     tables = [{point.epoch: value(point) for point in run} for run in runs]
     common = set(tables[0]).intersection(*tables[1:])
