@@ -34,6 +34,7 @@ TRAIN_RECORD = {
     "lr": 0.1,
     "images_per_second": 1234.5,
     "skipped_steps": 0,
+    "diagnostics": {"grad_norm": {"task": 0.5, "distill": 0.25}, "snr": {"task": 0.1, "distill": None}},
 }
 SCORES = {"accuracy": 0.25, "task_loss": 1.0, "distill_loss": None, "agreement": None, "calibration_error": 0.1}
 EVAL_RECORD = {"kind": "eval", "step": 4, "epoch": 1, "val": {**SCORES, "accuracy": 0.5}, "test": SCORES}
