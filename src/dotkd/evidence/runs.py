@@ -20,8 +20,8 @@ METRICS = "metrics.jsonl"
 class Scores(NamedTuple):
     """One model on one split; None where the run does not say, as older ones of the last two.
 
-    accuracy: fraction. losses: unweighted means. agreement: fraction of the samples for which student and teacher predict
-    the same class. calibration_error: the expected one, 15 bins, in [0, 1].
+    accuracy: fraction. losses: unweighted means. agreement: fraction of the samples for which student and teacher
+    predict the same class. calibration_error: the expected one, 15 bins, in [0, 1].
     """
 
     accuracy: float | None
