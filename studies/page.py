@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dotkd.evidence.runs import Run, read_run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, estimate, holm, paired_difference
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 KEYS = ("setting", "cell", "seed", "status")
@@ -177,16 +177,8 @@ def comparison_table(
 
 def told_together(changes: Mapping[Any, Difference], *, digits: int = 2) -> dict[Any, str]:
     """The text of each difference, its p corrected by Holm over all of them."""
-    tested = {key: found.p for key, found in changes.items() if found.p is not None}
-    p = dict(zip(tested, holm(list(tested.values())), strict=True))
+    p = holm({key: found.p for key, found in changes.items() if found.p is not None})
     return {key: change_text(found, p.get(key), digits) for key, found in changes.items()}
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    corrected, highest = [1.0] * len(p), 0.0
-    for place, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
-        corrected[index] = highest = min(1.0, max(highest, (len(p) - place) * p[index]))
-    return corrected
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
