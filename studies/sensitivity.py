@@ -36,9 +36,9 @@ SEEDS = 8
 MU = 0.9
 DELTAS, RATES = (0.025, 0.05, 0.075, 0.09), (0.003, 0.01, 0.03, 0.1)
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "temperature": (1.0, 2.0, 4.0, 8.0),
+    "temperature": (1.0, 4.0, 8.0),
     "epochs": (10, 30, 60),
-    "batch": (16, 64, 256),
+    "batch": (32, 64, 256),
     "width": (2, 4, 8),
 }
 BASE: dict[str, Any] = {"lr": 0.01, "delta": 0.075, "temperature": 4.0, "epochs": 30, "batch": 64, "width": 4}
