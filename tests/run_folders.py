@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from dotkd.evidence.runs import Run, Scores
 
 EPOCHS = 3
 
@@ -19,6 +22,7 @@ def make_run(
     task: float | None = 0.4,
     distill: float | None = 1.2,
     status: str = "done",
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -37,7 +41,7 @@ def make_run(
         "trainer": trainer,
         "method": method,
         "seed": seed,
-        "config": {"lr": 0.05},
+        "config": {"lr": 0.05} if config is None else dict(config),
         "test_accuracy": {"last": accuracy, "val_selected": accuracy, "best_of_test": accuracy},
         "losses": {"train": {"task": task, "distill": distill}, "test": {"task": task, "distill": distill}},
         "teacher_test_accuracy": 0.95,
@@ -45,3 +49,35 @@ def make_run(
     }
     (directory / "summary.json").write_text(json.dumps(summary))
     return directory
+
+
+def runs_of(
+    accuracies: Sequence[float | None],
+    task: Sequence[float] = (),
+    distill: Sequence[float] = (),
+    method: str = "kd",
+    path: Path = Path(),
+) -> list[Run]:
+    """One run a seed, read from no folder; an accuracy of None is a run that diverged."""
+    made: list[Run] = []
+    for seed, accuracy in enumerate(accuracies):
+        scores = Scores(accuracy, task[seed] if task else 0.4, distill[seed] if distill else 1.0, 0.8, 0.04)
+        status = "diverged" if accuracy is None else "done"
+        made.append(
+            Run(
+                path / f"seed-{seed}",
+                status,
+                method,
+                "sgd",
+                seed,
+                accuracy,
+                accuracy,
+                accuracy,
+                0.95,
+                scores,
+                scores,
+                3.0,
+                {},
+            )
+        )
+    return made

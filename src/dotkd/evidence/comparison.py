@@ -34,9 +34,9 @@ class Row(NamedTuple):
     """A line of the table: means over the seeds of one cell, and paired differences against `cell.against`.
 
     Accuracies are fractions of the test split; `val_selected` is that of the last epoch where nothing was held out to
-    select on, `best_of_test` that of the epoch best on the test split itself, which flatters. Unweighted losses, agreement
-    with the teacher and calibration error are of the final student. seconds: per run; relative_seconds: those over the
-    baseline's, by pairs.
+    select on, `best_of_test` that of the epoch best on the test split itself, which flatters. Losses (not weighted),
+    agreement with the teacher and calibration error are of the final student. seconds: per run; relative_seconds: those
+    over the baseline's, by pairs.
     """
 
     cell: Cell

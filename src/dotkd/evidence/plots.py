@@ -1,7 +1,6 @@
 """Pictures of a comparison: the trade-off between the two losses, accuracy over the epochs and over what is varied.
 
-matplotlib is imported here alone, when a picture is made (extra `plots`), and draws to files: no display is
-needed.
+matplotlib is imported here alone, when a picture is made (extra `plots`), and draws to files: no display is needed.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from dotkd.evidence.statistics import Estimate, estimate
 Axes = Any
 Figure = Any
 
-# Okabe and Ito's palette, told apart in every common form of colour blindness; markers say it again without
-# colour.
+# Okabe and Ito's palette, told apart in every common form of colour blindness; markers say it again without colour.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LOG_FROM_RATIO = 10.0
@@ -73,7 +71,7 @@ def trade_off(curves: Curves, path: Path, *, title: str) -> None:
         axes.set_ylabel("test task loss (cross-entropy, nats)")
         axes.set_title(heading, fontsize=10)
         _log_where_wide(axes)
-    _save(figure, whole, path, title)
+    _save(figure, path, title)
 
 
 def accuracy_over_epochs(curves: Curves, path: Path, *, title: str, teacher: float | None = None) -> None:
@@ -90,16 +88,13 @@ def accuracy_over_epochs(curves: Curves, path: Path, *, title: str, teacher: flo
         first_late = 2 * points[-1][0] / 3
         for axes, shown in ((whole, points), (late, [point for point in points if point[0] >= first_late])):
             _band(axes, shown, f"{name} (n = {len(finished)})", _style(position))
-    for axes, heading in (
-        (whole, "mean over seeds, band: 95 % interval"),
-        (late, "the last third of the epochs"),
-    ):
+    for axes, heading in ((whole, "mean over seeds, band: 95 % interval"), (late, "the last third of the epochs")):
         axes.set_xlabel("epoch")
         axes.set_ylabel("test accuracy (%)")
         axes.set_title(heading, fontsize=10)
     if teacher is not None:
         whole.axhline(100 * teacher, color="0.35", linestyle=":", linewidth=1.2, label="teacher")
-    _save(figure, whole, path, title)
+    _save(figure, path, title)
 
 
 def ablations(evidence: Evidence, folder: Path) -> list[Path]:
@@ -125,17 +120,19 @@ def ablations(evidence: Evidence, folder: Path) -> list[Path]:
 
 def _ablation(panels: Mapping[str, Sequence[tuple[float, Table]]], key: str, path: Path, title: str) -> None:
     figure, drawn = _figure(len(panels))
+    cells = list(dict.fromkeys(row.cell.name for found in panels.values() for _, table in found for row in table.rows))
     for axes, (name, found) in zip(drawn, panels.items(), strict=True):
-        for position, cell in enumerate(row.cell.name for row in found[0][1].rows):
+        for position, cell in enumerate(cells):
             rows = [(value, row) for value, table in found if (row := table.row(cell)) is not None]
-            _band(axes, [(value, row.val_selected) for value, row in rows], cell, _style(position), every=1)
+            if rows:
+                _band(axes, [(value, row.val_selected) for value, row in rows], cell, _style(position), every=1)
         low, high = found[0][0], found[-1][0]
         if low > 0 and high / low >= _LOG_FROM_RATIO:
             axes.set_xscale("log")
         axes.set_xlabel(key)
         axes.set_ylabel("test accuracy (%)")
         axes.set_title(f"{name} (mean over seeds, band: 95 % interval)", fontsize=10)
-    _save(figure, drawn[0], path, title)
+    _save(figure, path, title)
 
 
 def _band(
@@ -238,13 +235,15 @@ def _log_where_wide(axes: Axes) -> None:
             axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _save(figure: Figure, legend_from: Axes, path: Path, title: str) -> None:
-    handles, labels = legend_from.get_legend_handles_labels()
+def _save(figure: Figure, path: Path, title: str) -> None:
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
         axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=12)
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
