@@ -1,0 +1,140 @@
+"""What a tuning leaves behind: tune.json, a configuration for each trainer's best, tables, and the next command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from dotkd.cli import console as consoles
+from dotkd.cli.console import results, say
+from dotkd.evidence.statistics import Difference, Estimate
+from dotkd.tuning import final
+from dotkd.tuning.protocol import Protocol, as_json
+from dotkd.tuning.space import at_edge
+from dotkd.tuning.study import Record, best_of
+
+DASH = "-"
+
+
+def publish(
+    protocol: Protocol,
+    records: Mapping[str, list[Record]],
+    samples: int,
+    *,
+    failed: Collection[str],
+    seeds: Sequence[int],
+) -> None:
+    """Writes the files into `protocol.out` and prints the tables.
+
+    samples: of the validation split. failed: names of trials that failed now, "TRAINER trial N". seeds: of the final
+    test.
+    """
+    from dotkd.checkpoint import write_atomically
+
+    best = {name: found for name in records if (found := best_of(records[name]))}
+    table: dict[str, Any] = {"recipe": protocol.name, "protocol": as_json(protocol, samples), "trainers": {}}
+    for name, made in records.items():
+        chosen = best.get(name)
+        told = None if chosen is None else {"params": chosen.params, "val_accuracy": chosen.val_accuracy}
+        trials = [{**r._asdict(), "state": _state(name, r, failed)} for r in made]
+        table["trainers"][name] = {"best": told, "trials": trials}
+    runs = final.read_finals(protocol.out, list(best), seeds)
+    rows = final.make_rows(runs) if any(runs.values()) else []
+    if rows:
+        table["final"] = final.as_json(rows, runs, seeds)
+    written = [protocol.out / "tune.json"]
+    write_atomically(written[0], json.dumps(table, indent=1, allow_nan=False) + "\n")
+    for name, record in best.items():
+        written.append(protocol.out / f"best-{name}.yaml")
+        write_atomically(written[-1], protocol.configured(name, record.params).to_yaml())
+    out = results()
+    _show_trials(out, protocol, records, best)
+    if rows:
+        _show_final(out, rows, seeds)
+    else:
+        say(out, "\nno final test yet: the accuracies above are those that the trials were chosen by, and too high as")
+        say(out, "results; the same command with --final-seeds 8 tests each trainer's best on fresh seeds")
+    say(out, "\nwritten: " + ", ".join(str(path) for path in written))
+    if best:
+        say(out, f"next: dotkd train {written[-1]} --out runs/tuned")
+
+
+def _state(trainer: str, record: Record, failed: Collection[str]) -> str:
+    # One that is open although all has ended can only have failed.
+    return "failed" if record.state == "open" or f"{trainer} trial {record.number}" in failed else record.state
+
+
+def _show_trials(
+    console: Console, protocol: Protocol, records: Mapping[str, list[Record]], best: Mapping[str, Record]
+) -> None:
+    keys = list(dict.fromkeys(key for space in protocol.spaces.values() for key in space))
+    ended = ("complete", "pruned", "diverged", "epochs")
+    table = consoles.table(console, "trainer", "val acc. %", "as given", "trial", *keys, *ended)
+    remarks: list[str] = []
+    for name, made in records.items():
+        record = best.get(name)
+        given = next((r.val_accuracy for r in made if r.number == 0 and r.state == "complete"), None)
+        counts = [sum(r.state == state for r in made) for state in ended[:3]]
+        params = {} if record is None else record.params
+        table.add_row(
+            name,
+            DASH if record is None else _percent(record.val_accuracy),
+            _percent(given),
+            DASH if record is None else str(record.number),
+            *(_number(params[key]) if key in params else DASH for key in keys),
+            *(str(count) for count in counts),
+            str(sum(r.epochs for r in made)),
+        )
+        if record is not None:
+            remarks += [
+                f"{key} of {name} ends at the edge of {protocol.spaces[name][key]}: --space {key}=... in a new folder "
+                "could find better"
+                for key in at_edge(protocol.configs[name], protocol.spaces[name], record.params)
+            ]
+    say(console, "\nbest of each trainer on the validation split (as given: trial 0)")
+    console.print(table)
+    for remark in remarks:
+        say(console, remark)
+
+
+def _show_final(console: Console, rows: Sequence[final.Row], seeds: Sequence[int]) -> None:
+    against = rows[0].trainer
+    table = consoles.table(console, "trainer", "last epoch %", "val-selected %", "n", f"gain on {against}", "p")
+    for row in rows:
+        n = f"{row.last.n}, {row.last.diverged} diverged" if row.last.diverged else str(row.last.n)
+        gain, p = (DASH, DASH) if row.gain is None else (_points(row.gain), _p(row.gain))
+        table.add_row(row.trainer, _mean(row.last), _mean(row.val_selected), n, gain, p)
+    say(console, f"\nfinal test: each at its own best, test split, fresh seeds {seeds[0]} to {seeds[-1]}")
+    console.print(table)
+    say(
+        console,
+        "mean ± 95 % t-interval over n seeds; gain and p: paired t-test of the last epoch's accuracy on equal seeds, "
+        "not corrected for the number of tests; what a new search would have chosen is not in the intervals.",
+    )
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else f"{value:.4g}"
+
+
+def _mean(value: Estimate) -> str:
+    if value.mean is None:
+        return DASH
+    return f"{100 * value.mean:.2f} ± {DASH if value.half_width is None else f'{100 * value.half_width:.2f}'}"
+
+
+def _points(value: Difference) -> str:
+    if value.mean is None:
+        return DASH
+    return f"{100 * value.mean:+.2f} ± {DASH if value.half_width is None else f'{100 * value.half_width:.2f}'}"
+
+
+def _p(value: Difference) -> str:
+    return DASH if value.p is None else "<0.001" if value.p < 0.001 else f"{value.p:.3f}"
