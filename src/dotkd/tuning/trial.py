@@ -23,7 +23,7 @@ class Reporter:
         self._study = open_study(out, trainer, first_pruning)
         self._trial = load_optuna().trial.Trial(self._study, trial)
         self._epochs = epochs
-        self._reported = set(self._study._storage.get_trial(trial).intermediate_values)
+        self._last = self._study._storage.get_trial(trial).last_step or 0
 
     def start(self, title: str, *, steps: int, done: int) -> None:
         """Say nothing."""
@@ -36,8 +36,10 @@ class Reporter:
         if record["kind"] != "eval":
             return
         epoch = record["epoch"]
-        # A trial that goes on from a checkpoint comes by its last epoch again, to the same bits.
-        if epoch not in self._reported:
+        if epoch < self._last:
+            return
+        # One that goes on from a checkpoint comes by the epoch after it again, to the same bits.
+        if epoch > self._last:
             self._trial.report(record["val"]["accuracy"], epoch)
         if epoch < self._epochs and self._trial.should_prune():
             raise Pruned
