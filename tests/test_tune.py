@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import tiny_runs
 from dotkd.cli import tune_conduct
@@ -88,8 +87,7 @@ def test_a_tuning_from_the_first_trial_to_the_final_test(mine: str, tmp_path: Pa
     row, difference = final["trainers"]["dot"], np.subtract(last["dot"], last["sgd"])
     assert row["last"]["mean"] == pytest.approx(np.mean(last["dot"]))
     assert row["gain"]["mean"] == pytest.approx(difference.mean())
-    assert difference.std() > 0
-    assert row["gain"]["p"] == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+    assert row["gain"]["n"] == 3
 
     # Again: nothing is run, all is told. More seeds: only those are run.
     kept = {path: path.stat().st_mtime_ns for path in Path("t").rglob("summary.json")}
@@ -139,26 +137,31 @@ def test_a_tuning_that_was_stopped_goes_on_to_the_same_trials(mine: str, tmp_pat
     # In its third trial's second epoch, in the next one's first step, and in the final test.
     for stop, ended in ((2 * trial + 6, "2 of 6"), (3 + 1, "3 of 6"), (3 * trial + 1, "6 of 6")):
         with tiny_runs.before_each_step(tiny_runs.signal_in(stop, signal.SIGTERM)):
-            code, out, err = dotkd(*words, "--out", "stopped")
+            code, _, err = dotkd(*words, "--out", "stopped")
         assert code == 75, err
         assert f"interrupted: {ended} trials have ended" in err
         assert not Path("stopped", "tune.json").exists()
     assert dotkd(*words, "--out", "stopped")[0] == 0
     whole, stopped = tuned("whole"), tuned("stopped")
     assert stopped["trainers"] == whole["trainers"]
-    for path in Path("whole").glob("**/*-*/student.safetensors"):
+    weights = [
+        *Path("whole").glob("*/trial-*/student.safetensors"),
+        *Path("whole").glob("final/*/*/student.safetensors"),
+    ]
+    assert len(weights) == 6 + 2
+    for path in weights:
         assert (Path("stopped") / path.relative_to("whole")).read_bytes() == path.read_bytes()
 
 
 def test_worker_processes_give_the_same_trials(mine: str, monkeypatch: pytest.MonkeyPatch):
     words = ("tune", mine, "teacher_weights=null", "teacher_epochs=1", "--trials", 2, "--trainers", "dot")
-    words += ("--final-seeds", 1, "--jobs", 1)
+    words += ("--final-seeds", 0, "--jobs", 1)
     assert dotkd(*words, "--out", "here")[0] == 0
     monkeypatch.setattr(tune_conduct, "run_jobs", run_jobs)
     code, _, err = dotkd(*words, "--out", "there")
     assert code == 0, err
     assert tuned("there")["trainers"] == tuned("here")["trainers"]
-    for kind in ("teacher", "dot/trial-0001", "final/dot/seed-1"):
+    for kind in ("teacher", "dot/trial-0001"):
         weights = Path(kind, "student.safetensors")
         assert ("there" / weights).read_bytes() == ("here" / weights).read_bytes()
     assert Config.from_sources("there/best-dot.yaml").teacher_weights == str(Path("there/teacher").resolve())

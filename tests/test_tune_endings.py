@@ -2,8 +2,8 @@
 
 The contract:
 - what is wrong with the words is one message, exit code 2, before anything is written;
-- a trial that is pruned keeps its folder, has no summary and costs its trial; one that diverges too, and a trainer whose
-  trials all diverge ends the command with 3; one that fails ends it with 1 and is tried again.
+- a trial that is pruned keeps its folder, has no summary and costs its trial; one that diverges costs its own, and a
+  trainer whose trials all diverge ends the command with 3; one that fails ends it with 1 and is tried again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_a_folder_of_something_else_is_left_alone(mine: str):
 
 def test_a_pruned_trial(mine: str):
     # Nearly no learning rate at all, where a trial draws it, is far behind the others after the second epoch.
-    words = ("--trainers", "dot", "--trials", UNPRUNED_TRIALS + 4, "--space", "lr=0.05,1e-9", "--final-seeds", 0)
+    words = ("--trainers", "dot", "--trials", 9, "--space", "lr=0.05,1e-9", "--final-seeds", 0)
     code, out, err = dotkd("tune", mine, "epochs=4", *words, "--out", "t")
     assert code == 0, err
     found = tuned("t")["trainers"]["dot"]
@@ -92,15 +92,12 @@ def test_a_pruned_trial(mine: str):
     assert [int(cell) for cell in row.strip("| ").split("|")[-4:]] == counts
     # Given again, it is not tried again.
     code, _, err = dotkd("tune", mine, "epochs=4", *words, "--out", "t")
-    assert (code, err) == (
-        0,
-        f"{len(found['trials'])} of {len(found['trials'])} trials in t have ended already\n0/0 runs\n",
-    )
+    assert (code, err) == (0, "9 of 9 trials in t have ended already\n")
 
 
 def test_a_diverged_trial(mine: str):
     words = ("max_skips=2", "log_every=1", "--trainers", "sgd", "--space", "lr=0.05,1e30", "--final-seeds", 0)
-    code, out, err = dotkd("tune", mine, *words, "--trials", 4, "--out", "t")
+    code, _, err = dotkd("tune", mine, *words, "--trials", 4, "--out", "t")
     assert code == 0, err
     found = tuned("t")["trainers"]["sgd"]
     diverged = [trial for trial in found["trials"] if trial["state"] == "diverged"]
@@ -108,7 +105,7 @@ def test_a_diverged_trial(mine: str):
     assert {trial["val_accuracy"] for trial in diverged} == {None}
     assert len(found["trials"]) == 4
     assert found["best"]["params"]["lr"] == 0.05
-    code, out, err = dotkd("tune", mine, *words, "student=tiny_runs:faulty", "--trials", 1, "--out", "bad")
+    code, _, err = dotkd("tune", mine, *words, "student=tiny_runs:faulty", "--trials", 1, "--out", "bad")
     assert code == 3
     assert "every trial of sgd diverged" in err
     assert tuned("bad")["trainers"]["sgd"]["best"] is None
@@ -130,7 +127,7 @@ def test_a_failed_trial_is_told_and_tried_again(mine: str, monkeypatch: pytest.M
     words = ("tune", mine, "--trials", 2, "--final-seeds", 1)
     assert dotkd(*words, "--out", "whole")[0] == 0
     monkeypatch.setattr(tune_conduct, "run_jobs", one_fails)
-    code, out, err = dotkd(*words, "--out", "t")
+    code, _, err = dotkd(*words, "--out", "t")
     assert code == 1
     assert "1 of the runs did not end (the same command tries them again):\n  dot trial 1: failed" in err
     assert [trial["state"] for trial in tuned("t")["trainers"]["dot"]["trials"]] == ["complete", "failed"]
