@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,4 +52,8 @@ def tune(
             raise ValueError(f"expected {name} of at least {least}, got {value}")
     load_optuna()
     protocol = make_protocol(recipe, overrides or [], trainers=trainers, trials=trials, spans=space or [], out=out)
-    conduct(protocol, final_seeds, jobs)
+    given = [*(overrides or []), "--trainers", trainers, "--trials", str(trials)]
+    for span in space or []:
+        given += ["--space", span]
+    command = shlex.join(["dotkd", "tune", recipe, *given, "--out", str(protocol.out)])
+    conduct(protocol, final_seeds, jobs, command)

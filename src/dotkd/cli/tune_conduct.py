@@ -19,9 +19,10 @@ TEACHER = campaign.TEACHER
 PRUNED = "pruned"
 
 
-def conduct(protocol: Protocol, final_seeds: int, workers: int | None) -> None:
+def conduct(protocol: Protocol, final_seeds: int, workers: int | None, command: str) -> None:
     """Makes the trials that are still to be made, tests the best ones and reports.
 
+    command: the words that this was started by, without the final test's.
     Raises ValueError for a folder that holds something else or is in use, typer.Exit where not all went well.
     """
     samples = _rehearse(protocol)
@@ -81,10 +82,10 @@ def conduct(protocol: Protocol, final_seeds: int, workers: int | None) -> None:
         (protocol.out / LOGS).rmdir()  # where nothing was printed
     if campaign.worst(endings.values()) == INTERRUPTED:
         ended = sum(record.state != "open" for found in records.values() for record in found)
-        told = f"interrupted: {ended} of {trials} trials have ended, the others will continue from their checkpoints"
+        told = f"interrupted: {ended} of {trials} trials have ended; what was running continues from its checkpoint"
         raise failures.leave(failures.INTERRUPTED, f"{told}: give the same command again")
     _refuse_diverged_teacher(protocol)
-    publish(protocol, records, samples, failed=failed.keys(), seeds=_seeds(protocol, final_seeds))
+    publish(protocol, records, samples, failed=failed.keys(), seeds=_seeds(protocol, final_seeds), command=command)
     if bad := [f"  {name}: {e.outcome}: {e.reason}" for name, e in endings.items() if e.outcome in _BAD]:
         told = f"{len(bad)} of the runs did not end (the same command tries them again):\n"
         raise failures.leave(failures.FAILURE, told + "\n".join(bad))

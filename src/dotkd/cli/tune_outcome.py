@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from dotkd.evidence.statistics import Difference, Estimate
 from dotkd.tuning import final
 from dotkd.tuning.protocol import Protocol, as_json
 from dotkd.tuning.space import at_edge
-from dotkd.tuning.study import Record, best_of
+from dotkd.tuning.study import Record, best_of, load_optuna
 
 DASH = "-"
 
@@ -26,16 +27,19 @@ def publish(
     *,
     failed: Collection[str],
     seeds: Sequence[int],
+    command: str,
 ) -> None:
     """Writes the files into `protocol.out` and prints the tables.
 
     samples: of the validation split. failed: names of trials that failed now, "TRAINER trial N". seeds: of the final
-    test.
+    test. command: what continues the tuning.
     """
     from dotkd.checkpoint import write_atomically
 
     best = {name: found for name in records if (found := best_of(records[name]))}
-    table: dict[str, Any] = {"recipe": protocol.name, "protocol": as_json(protocol, samples), "trainers": {}}
+    told_by = as_json(protocol, samples)
+    told_by["sampler"]["library"] = f"optuna {load_optuna().__version__}"
+    table: dict[str, Any] = {"recipe": protocol.name, "protocol": told_by, "trainers": {}}
     for name, made in records.items():
         chosen = best.get(name)
         told = None if chosen is None else {"params": chosen.params, "val_accuracy": chosen.val_accuracy}
@@ -55,11 +59,15 @@ def publish(
     if rows:
         _show_final(out, rows, seeds)
     else:
-        say(out, "\nno final test yet: the accuracies above are those that the trials were chosen by, and too high as")
-        say(out, "results; the same command with --final-seeds 8 tests each trainer's best on fresh seeds")
+        say(
+            out,
+            "\nno final test yet: the accuracies above are those that the trials were chosen by, too high as results",
+        )
     say(out, "\nwritten: " + ", ".join(str(path) for path in written))
-    if best:
-        say(out, f"next: dotkd train {written[-1]} --out runs/tuned")
+    if not rows:
+        say(out, f"next: {command} --final-seeds 8")
+    elif best:
+        say(out, f"next: dotkd train {shlex.quote(str(written[-1]))} --out runs/tuned")
 
 
 def _state(trainer: str, record: Record, failed: Collection[str]) -> str:
