@@ -34,23 +34,23 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waiting_for_the_dis
 
 
 def test_a_tuning_from_the_first_trial_to_the_final_test(mine: str, tmp_path: Path):
-    words = ("tune", mine, "--trials", 3, "--trainers", "sgd,dot", "--final-seeds", 3, "--out", "t")
+    words = ("tune", mine, "--trials", 2, "--trainers", "sgd,dot", "--final-seeds", 2, "--out", "t")
     code, out, err = dotkd(*words)
     assert code == 0, err
     table = tuned("t")
     assert table["recipe"] == "mine"
     protocol = table["protocol"]
-    assert (protocol["trials"], protocol["epochs"], protocol["epochs_budget"], protocol["split"]) == (3, 2, 6, "val")
+    assert (protocol["trials"], protocol["epochs"], protocol["epochs_budget"], protocol["split"]) == (2, 2, 4, "val")
     assert protocol["split_samples"] == tiny_runs.VAL
     assert protocol["space"]["dot"] == {**protocol["space"]["sgd"], "delta": "0..0.095"}
     for line in protocol["text"]:
         assert f"- {line}\n" in out
-    assert "3 trials of at most 2 epochs for each trainer, 6 epochs each" in out
+    assert "2 trials of at most 2 epochs for each trainer, 4 epochs each" in out
     assert list(table["trainers"]) == ["sgd", "dot"]
     for name, found in table["trainers"].items():
         trials = found["trials"]
-        assert [trial["number"] for trial in trials] == [0, 1, 2]
-        assert sum(trial["epochs"] for trial in trials) == 6
+        assert [trial["number"] for trial in trials] == [0, 1]
+        assert sum(trial["epochs"] for trial in trials) == 4
         assert trials[0]["params"] == {
             "lr": 0.05,
             "distill_weight": 0.9,
@@ -69,10 +69,10 @@ def test_a_tuning_from_the_first_trial_to_the_final_test(mine: str, tmp_path: Pa
         number = next(t["number"] for t in trials if t["val_accuracy"] == found["best"]["val_accuracy"])
         best = Config.from_sources(f"t/best-{name}.yaml")
         assert best == Config.from_sources(Path("t", name, f"trial-{number:04d}", "config.yaml"))
-    assert "1/6 runs  sgd trial 0: validation accuracy" in err
+    assert "1/4 runs  sgd trial 0: validation accuracy" in err
 
     final = table["final"]
-    assert (final["seeds"], final["split"], final["against"]) == ([1, 2, 3], "test", "sgd")
+    assert (final["seeds"], final["split"], final["against"]) == ([1, 2], "test", "sgd")
     last = {name: [] for name in table["trainers"]}
     for run in final["runs"]:
         folder = Path("t", "final", run["trainer"], f"seed-{run['seed']}")
@@ -87,24 +87,24 @@ def test_a_tuning_from_the_first_trial_to_the_final_test(mine: str, tmp_path: Pa
     row, difference = final["trainers"]["dot"], np.subtract(last["dot"], last["sgd"])
     assert row["last"]["mean"] == pytest.approx(np.mean(last["dot"]))
     assert row["gain"]["mean"] == pytest.approx(difference.mean())
-    assert row["gain"]["n"] == 3
+    assert row["gain"]["n"] == 2
 
     # Again: nothing is run, all is told. More seeds: only those are run.
     kept = {path: path.stat().st_mtime_ns for path in Path("t").rglob("summary.json")}
-    assert len(kept) == 6 + 6
-    code, out, err = dotkd(*words, "--final-seeds", 4)
+    assert len(kept) == 4 + 4
+    code, out, err = dotkd(*words, "--final-seeds", 3)
     assert code == 0, err
-    assert "6 of 6 trials in t have ended already" in err
+    assert "4 of 4 trials in t have ended already" in err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len(list(Path("t").rglob("summary.json"))) == 6 + 8
+    assert len(list(Path("t").rglob("summary.json"))) == 4 + 6
     again = tuned("t")
     assert again["trainers"] == table["trainers"]
-    assert again["final"]["seeds"] == [1, 2, 3, 4]
+    assert again["final"]["seeds"] == [1, 2, 3]
 
     code, out, err = dotkd("tune", mine, "lr=0.1", "--trials", 4, "--space", "temperature=1,4", "--out", "t")
     assert (code, out) == (2, "")
     assert err.startswith(
-        "dotkd: t holds another tuning; choose another --out, or take its settings:\n  trials: 3 there, 4 now\n"
+        "dotkd: t holds another tuning; choose another --out, or take its settings:\n  trials: 2 there, 4 now\n"
     )
     assert "\n  lr: 0.05 there, 0.1 now" in err
     assert "\n  space of sgd: 'lr=0.001..1:log, distill_weight=0.09..9:log, temperature=1..10:log' there, " in err
@@ -116,7 +116,7 @@ def test_the_test_split_has_no_part_in_the_choice(mine: str, tmp_path: Path):
     arrays["y_test"] = np.random.RandomState(0).permutation(arrays["y_test"])
     arrays["x_test"] = arrays["x_test"] + 100.0
     np.savez("garbage.npz", **arrays)
-    words = ("--trials", 4, "--final-seeds", 0)
+    words = ("--trials", 3, "--final-seeds", 0)
     assert dotkd("tune", mine, *words, "--out", "clean")[0] == 0
     code, out, _ = dotkd("tune", mine, "data=arrays:garbage.npz", *words, "--out", "garbage")
     assert code == 0
@@ -124,7 +124,7 @@ def test_the_test_split_has_no_part_in_the_choice(mine: str, tmp_path: Path):
     assert clean["trainers"] == garbage["trainers"]
     assert "final" not in clean
     assert out.endswith(
-        "next: dotkd tune mine.yaml data=arrays:garbage.npz --trainers sgd,dot --trials 4 --out garbage "
+        "next: dotkd tune mine.yaml data=arrays:garbage.npz --trainers sgd,dot --trials 3 --out garbage "
         "--final-seeds 8\n"
     )
     told = [
@@ -135,11 +135,11 @@ def test_the_test_split_has_no_part_in_the_choice(mine: str, tmp_path: Path):
 
 
 def test_a_tuning_that_was_stopped_goes_on_to_the_same_trials(mine: str, tmp_path: Path):
-    words = ("tune", mine, "--trials", 3, "--final-seeds", 1)
+    words = ("tune", mine, "--trials", 2, "--final-seeds", 1)
     assert dotkd(*words, "--out", "whole")[0] == 0
     trial = 2 * tiny_runs.STEPS
-    # In its third trial's second epoch, in the next one's first step, and in the final test.
-    for stop, ended in ((2 * trial + 6, "2 of 6"), (3 + 1, "3 of 6"), (3 * trial + 1, "6 of 6")):
+    # In its third trial's second epoch, in the next one's second step, and in the final test.
+    for stop, ended in ((2 * trial + 6, "2 of 4"), (2 + 2, "3 of 4"), (6 + 3, "4 of 4")):
         with tiny_runs.before_each_step(tiny_runs.signal_in(stop, signal.SIGTERM)):
             code, _, err = dotkd(*words, "--out", "stopped")
         assert code == 75, err
@@ -152,7 +152,7 @@ def test_a_tuning_that_was_stopped_goes_on_to_the_same_trials(mine: str, tmp_pat
         *Path("whole").glob("*/trial-*/student.safetensors"),
         *Path("whole").glob("final/*/*/student.safetensors"),
     ]
-    assert len(weights) == 6 + 2
+    assert len(weights) == 4 + 2
     for path in weights:
         assert (Path("stopped") / path.relative_to("whole")).read_bytes() == path.read_bytes()
 
