@@ -48,6 +48,19 @@ def test_the_table_is_what_scipy_says(tmp_path: Path):
     assert table["trainers"]["dot"]["gain"]["p"] == second.gain.p
 
 
+def test_several_gains_are_one_family(tmp_path: Path):
+    """Holm by hand: the smaller of two p-values counts twice, the larger once but not less than that."""
+    sgd = [0.90, 0.91, 0.93, 0.95]
+    others = {"dot": [0.92, 0.93, 0.96, 0.98], "sgd-matched": [0.90, 0.92, 0.92, 0.97]}
+    _, dot, matched = make_rows(finals(tmp_path, {"sgd": sgd, **others}))
+    small, large = (stats.ttest_rel(others[name], sgd).pvalue for name in others)
+    assert small < large
+    assert (dot.gain.p, matched.gain.p) == (pytest.approx(small), pytest.approx(large))
+    assert dot.gain.p_corrected == pytest.approx(2 * small)
+    assert matched.gain.p_corrected == pytest.approx(max(2 * small, large))
+    assert dot.gain_val_selected == dot.gain  # these runs have one accuracy
+
+
 def test_one_seed_has_no_interval_and_no_test(tmp_path: Path):
     runs = finals(tmp_path, {"sgd": [0.9], "dot": [0.95]})
     _, row = make_rows(runs)

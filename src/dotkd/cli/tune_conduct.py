@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from dotkd.cli import campaign, failures
+from dotkd.cli import failures
+from dotkd.cli import work as runs
 from dotkd.cli.console import progress, results, say
+from dotkd.cli.layout import LOCK, LOGS, TEACHER
+from dotkd.cli.places import default_workers, gpus_at_hand, places
 from dotkd.cli.tune_outcome import publish
 from dotkd.cli.watch import Watch
 from dotkd.evidence.jobs import INTERRUPTED, Ending, Job, StopFlag, run_jobs
 from dotkd.evidence.lock import alone
 from dotkd.evidence.runs import is_finished, read_evaluations, read_run
-from dotkd.tuning.protocol import LOCK, LOGS, Protocol, claim, lines
+from dotkd.tuning.protocol import Protocol, claim, lines
 from dotkd.tuning.study import Study, best_of
 
-TEACHER = campaign.TEACHER
 PRUNED = "pruned"
 
 
@@ -32,13 +34,13 @@ def conduct(protocol: Protocol, final_seeds: int, workers: int | None, command: 
     for line in lines(protocol, samples):
         say(out, f"- {line}")
     lock = protocol.out / LOCK
-    count = campaign.default_workers(protocol.config) if workers is None else workers
+    configs, gpus = list(protocol.configs.values()), gpus_at_hand()
 
     def waiting() -> None:
         say(remarks, f"waiting for the workers of another tuning in {protocol.out} to save and end")
 
     def run(jobs: Sequence[Job], done: Callable[[Job], str] | None, prepared: _Say, ended: _Told) -> dict[str, Ending]:
-        with Watch(remarks, jobs, lambda: (), done) as watch:
+        with Watch(remarks, jobs, lambda job: (), done) as watch:
 
             def both(job: Job, ending: Ending) -> None:
                 ended(job, ending)
@@ -47,13 +49,14 @@ def conduct(protocol: Protocol, final_seeds: int, workers: int | None, command: 
             return run_jobs(
                 jobs,
                 work,
-                workers=count,
+                workers=default_workers(configs, gpus) if workers is None else workers,
                 flag=flag,
                 prepared=prepared,
                 started=watch.started,
                 ended=both,
                 tick=watch.tick,
                 held=lock,
+                places=places(configs, gpus),
             )
 
     _refuse_diverged_teacher(protocol)
@@ -74,13 +77,13 @@ def conduct(protocol: Protocol, final_seeds: int, workers: int | None, command: 
         endings = run(jobs, _validation_accuracy, begin, end)
         failed = {job.name: endings[job.name] for job in jobs if endings[job.name].outcome in ("failed", "blocked")}
         records = {trainer: study.records() for trainer, study in studies.items()}
-        if campaign.worst(endings.values()) is None and final_seeds:
+        if runs.worst(endings.values()) is None and final_seeds:
             best = {trainer: found for trainer in studies if (found := best_of(records[trainer]))}
             finals = _final_jobs(protocol, {name: record.params for name, record in best.items()}, final_seeds)
             endings |= run(finals, None, lambda job: job, lambda job, ending: None)
     with suppress(OSError):
         (protocol.out / LOGS).rmdir()  # where nothing was printed
-    if campaign.worst(endings.values()) == INTERRUPTED:
+    if runs.worst(endings.values()) == INTERRUPTED:
         ended = sum(record.state != "open" for found in records.values() for record in found)
         told = f"interrupted: {ended} of {trials} trials have ended; what was running continues from its checkpoint"
         raise failures.leave(failures.INTERRUPTED, f"{told}: give the same command again")
@@ -101,7 +104,7 @@ _Told = Callable[[Job, Ending], None]
 def work(job: Job) -> str:
     """Trains one run to its end, or a trial until it is pruned. Runs in a worker process."""
     if "trial" not in job.config:
-        return campaign.work(job)
+        return runs.work(job)
     from dotkd.tuning.trial import Pruned, Reporter
 
     given = job.config
@@ -109,7 +112,7 @@ def work(job: Job) -> str:
         given["out"], given["trainer"], given["trial"], first_pruning=given["first_pruning"], epochs=job.size
     )
     try:
-        return campaign.work(job._replace(config=given["config"]), reporter)
+        return runs.work(job._replace(config=given["config"]), reporter)
     except Pruned:
         return PRUNED
 

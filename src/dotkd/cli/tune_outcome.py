@@ -110,17 +110,24 @@ def _show_trials(
 
 def _show_final(console: Console, rows: Sequence[final.Row], seeds: Sequence[int]) -> None:
     against = rows[0].trainer
-    table = consoles.table(console, "trainer", "last epoch %", "val-selected %", "n", f"gain on {against}", "p")
+    table = consoles.table(
+        console, "trainer", "last epoch %", "val-selected %", "n", f"gain on {against}", "p", "p Holm", "g"
+    )
     for row in rows:
         n = f"{row.last.n}, {row.last.diverged} diverged" if row.last.diverged else str(row.last.n)
-        gain, p = (DASH, DASH) if row.gain is None else (_points(row.gain), _p(row.gain))
-        table.add_row(row.trainer, _mean(row.last), _mean(row.val_selected), n, gain, p)
+        gain = row.gain
+        told = [DASH] * 4
+        if gain is not None:
+            effect = DASH if gain.effect_size is None else f"{gain.effect_size:+.2f}"
+            told = [_points(gain), _p(gain.p), _p(gain.p_corrected), effect]
+        table.add_row(row.trainer, _mean(row.last), _mean(row.val_selected), n, *told)
     say(console, f"\nfinal test: each at its own best, test split, fresh seeds {seeds[0]} to {seeds[-1]}")
     console.print(table)
     say(
         console,
-        "mean ± 95 % t-interval over n seeds; gain and p: paired t-test of the last epoch's accuracy on equal seeds, "
-        "not corrected for the number of tests; what a new search would have chosen is not in the intervals.",
+        "mean ± 95 % t-interval over n seeds; gain and p: paired t-test of the last epoch's accuracy on equal seeds; p "
+        "Holm: corrected for the number of trainers; g: Hedges' effect size; what another search would have chosen is "
+        "not in the intervals.",
     )
 
 
@@ -144,5 +151,5 @@ def _points(value: Difference) -> str:
     return f"{100 * value.mean:+.2f} ± {DASH if value.half_width is None else f'{100 * value.half_width:.2f}'}"
 
 
-def _p(value: Difference) -> str:
-    return DASH if value.p is None else "<0.001" if value.p < 0.001 else f"{value.p:.3f}"
+def _p(value: float | None) -> str:
+    return DASH if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dotkd.evidence.runs import Run, is_finished, read_run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, estimate, holm, paired_difference
 
 
 class Row(NamedTuple):
     """A trainer's best over the fresh seeds. Accuracies are fractions of the test split.
 
-    last: after the last epoch, as the trials were chosen. gain: paired, of `last`, on the first trainer; None for that.
+    last: after the last epoch, as the trials were chosen. gain: paired, of `last`, on the first trainer, corrected over
+    the trainers; None for the first. gain_val_selected: the same of `val_selected`, beside it and corrected by itself.
     """
 
     trainer: str
@@ -51,7 +52,19 @@ def make_rows(runs: Mapping[str, Sequence[Run]]) -> list[Row]:
             for quantity in ("last", "selected")
         )
         rows.append(Row(name, last, selected, *gains))
-    return rows
+    return _corrected(_corrected(rows, "gain"), "gain_val_selected")
+
+
+def _corrected(rows: Sequence[Row], quantity: str) -> list[Row]:
+    """The rows with the p-values of one quantity as one family, corrected by Holm."""
+    gains: dict[str, Difference | None] = {row.trainer: getattr(row, quantity) for row in rows}
+    p = holm({name: gain.p for name, gain in gains.items() if gain is not None and gain.p is not None})
+    made: list[Row] = []
+    for row in rows:
+        gain = gains[row.trainer]
+        changed = gain._replace(p_corrected=p[row.trainer]) if gain is not None and row.trainer in p else gain
+        made.append(row._replace(**{quantity: changed}))
+    return made
 
 
 def as_json(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> dict[str, Any]:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dotkd.config import Config
 
 FILE = "tuning.yaml"
-LOCK = ".lock"
-LOGS = "logs"
 # Ended trials of a trainer before its sampler takes account of them, and before a trial of it can be pruned.
 RANDOM_TRIALS = 10
 UNPRUNED_TRIALS = 5
@@ -127,7 +125,7 @@ def claim(protocol: Protocol) -> None:
                 f"{protocol.out} holds another tuning; choose another --out, or take its settings:\n{listed}"
             )
         return
-    if protocol.out.exists() and any(entry.name != LOCK for entry in protocol.out.iterdir()):
+    if protocol.out.exists() and any(entry.name != ".lock" for entry in protocol.out.iterdir()):
         raise ValueError(f"{protocol.out} is not empty and holds no tuning; choose another folder with --out")
     protocol.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, config_sources.dump(wanted))
