@@ -34,7 +34,7 @@ from dotkd.evidence.jobs import Ending, Job, Work
 
 Tell = Callable[..., Any]
 
-VERBS = ("demo", "train", "resume", "compare", "eval", "export", "recipes", "methods", "models", "cache")
+VERBS = ("demo", "train", "resume", "compare", "tune", "eval", "export", "recipes", "methods", "models", "cache")
 TINY = ("teacher=mlp", "student=mlp", "student_options={width: 8}", "teacher_options={width: 8}", "epochs=2")
 TINY += ("batch_size=24", "threads=1", "device=cpu", "log_every=2")
 

@@ -176,3 +176,22 @@ def test_lock_is_for_one_comparison(tmp_path: Path):
     assert waited == [True]
     with alone(tmp_path / "lock", patience=0):
         pass
+
+
+def test_a_job_is_prepared_when_it_is_handed_out(tmp_path: Path):
+    heard: list[str] = []
+
+    def prepared(job: Job) -> Job:
+        heard.append(f"prepare {job.name}")
+        return job._replace(config={"word": f"{job.name} after {len(heard)}"})
+
+    endings = run_jobs(
+        [job(tmp_path, "a"), job(tmp_path, "b")],
+        do,
+        workers=1,
+        flag=StopFlag(),
+        prepared=prepared,
+        ended=lambda job, ending: heard.append(f"end {job.name}: {job.config['word']}"),
+    )
+    assert heard == ["prepare a", "end a: a after 1", "prepare b", "end b: b after 3"]
+    assert [ending.outcome for ending in endings.values()] == ["a after 1", "b after 3"]

@@ -23,6 +23,7 @@ from dotkd.cli import (
     recipes,
     resume,
     train,
+    tune,
 )
 
 EPILOG = """\b
@@ -32,7 +33,7 @@ Exit codes:
   2    wrong input: nothing was started
   3    a run diverged
   75   interrupted, a checkpoint is saved: `dotkd resume DIR` (or the same
-       `dotkd compare`, `dotkd demo`) continues
+       `dotkd compare`, `dotkd tune`, `dotkd demo`) continues
   130  interrupted before there was anything to save
 
 \b
@@ -67,6 +68,7 @@ for _name, _verb, _example in (
     ("train", train.train, train.EXAMPLE),
     ("resume", resume.resume, resume.EXAMPLE),
     ("compare", compare.compare, compare.EXAMPLE),
+    ("tune", tune.tune, tune.EXAMPLE),
     ("eval", evaluate.evaluate, evaluate.EXAMPLE),
     ("export", export.export, export.EXAMPLE),
     ("recipes", recipes.recipes, recipes.EXAMPLE),
