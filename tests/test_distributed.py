@@ -127,6 +127,8 @@ def _as_known(record, other):
         return record
     measured = record["diagnostics"]
     unknown = {"grad_norm": {}, "cosine": {}, "snr": dict.fromkeys(measured["snr"])}
+    if not other["diagnostics"]["update_share"]:  # Nesterov's form needs the gradients for them
+        unknown["update_share"] = {}
     return {**record, "diagnostics": {**measured, **unknown}}
 
 
@@ -165,6 +167,7 @@ def test_gradients_are_measured_where_all_processes_have_the_same(many, name, kn
     measured = [record["diagnostics"] for record in records(many / name) if record["kind"] == "train"]
     assert measured
     assert all(bool(entry["grad_norm"]) == known and entry["buffer_norm"] for entry in measured)
+    assert all(bool(entry["update_share"]) == (name != "2 dot") for entry in measured)
 
 
 @pytest.mark.parametrize("name", OF_FOUR)
