@@ -11,8 +11,8 @@ running statistics), weight decay left out:
     cka           features of the student against those of the teacher: dotkd.evidence.similarity
 
 Losses are unweighted in the first two. Runs that are analysed with one seed share the samples, and those of one
-architecture the directions. The distillation loss of a method that looks inside the models is left out: its hooks and
-projectors do not follow a moved student.
+architecture the directions. The distillation loss of a method that looks inside the models is left out: it is
+no function of logits alone.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def load(directory: Path, settings: Settings) -> Subject:
     elif distiller.teacher is None:
         why = dict.fromkeys(("cka", "distill_loss"), f"method {config.method} has no teacher")
     elif distiller.looks_inside:
-        why["distill_loss"] = f"method {config.method} looks inside the models"
+        why["distill_loss"] = f"that of method {config.method} is no function of logits alone"
     samples = tuple(_samples(parts, settings))
     return Subject(config, parts.student.eval(), distiller, samples, parts.example, why)
 

@@ -31,9 +31,9 @@ def analyse(
 ) -> None:
     """Measure how flat a student's minimum is, and how alike it is to its teacher.
 
-    line and plane are the loss along filter-normalised random directions (plane is costly), hessian the curvature of the
-    task loss, objective that of the weighted sum of both losses, cka the likeness of features. Each run folder gets an
-    analysis.json; what it holds already by the same settings is not measured again.
+    line and plane are the loss along filter-normalised random directions (plane is costly), hessian the curvature of
+    the task loss, objective that of the weighted sum of both losses, cka the likeness of features. Each run folder gets
+    an analysis.json; what it holds already by the same settings is not measured again.
     """
     from dotkd import analysis
     from dotkd.cli.console import progress, results, say
@@ -107,6 +107,6 @@ def show(rows: Sequence[Row]) -> None:
     consoles.say(
         out,
         "mean ± 95 % t-interval over n seeds; p: paired t-test on equal seeds, not corrected for the number of tests; "
-        "smaller is flatter, but for cka; rise: task loss at ±1/2 of the line minus that at the student; normalised: in "
-        "units of the filters' norms, which the scale of the weights does not change",
+        "smaller is flatter, but for cka; rise: task loss at ±1/2 of the line minus that at the student; normalised: "
+        "in units of the filters' norms, so that the scale of the weights does not enter",
     )

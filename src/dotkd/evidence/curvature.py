@@ -15,7 +15,7 @@ H alone does not tell flat from sharp: weights in front of a norm layer, or the 
 other, can be scaled so that the model computes the same and H is any size (Dinh et al. 2017, arXiv 1703.04933).
 `normalised` therefore measures in units of the filters:
 
-    S H S,   S = |theta_f| / sqrt(n_f)      |theta_f|: norm of the filter that a weight is in, n_f: its number of weights
+    S H S,   S = |theta_f| / sqrt(n_f)      |theta_f|: norm of the filter that a weight is in, n_f: its weights' number
 
 without the parameters that have no filters. Scaling a filter by c divides its rows and columns of H by c and multiplies
 S by it: S H S stays. Its trace is the mean of d^2 L(alpha) / d alpha^2 at 0 over all filter-normalised directions of
@@ -90,7 +90,7 @@ def curvature(
             list(coordinates.moved),
             [({"batch": batch}, torch.empty(0)) for batch in samples],
             check_deterministic=False,  # it draws from torch's generator
-            batch_size_fn=lambda held: len(held["batch"][0]),
+            batch_size_fn=_batch_size,
         )
         matrix = operator.to_scipy(dtype=np.dtype(np.float64))
         size = int(operator.shape[0])
@@ -148,6 +148,10 @@ class _Coordinates(nn.Module):
             for (name, start), scale, z in zip(self._start.items(), self._scale, self.moved, strict=True)
         }
         return self._loss(logits_of(functional_call(self._model[0], at, (inputs,))), *rest)
+
+
+def _batch_size(held: dict[str, tuple[Tensor, ...]]) -> int:
+    return len(held["batch"][0])
 
 
 class _Taken(nn.Module):

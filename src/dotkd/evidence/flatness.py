@@ -1,10 +1,10 @@
 """The table of analysed runs: figures of each cell over its seeds, and paired differences between cells.
 
-    rise                  mean of the task loss along the line, halfway out on both sides (alpha = -1/2, 1/2), minus its
-                          value at the student: of the normalised picture, so that scales do not enter
-    eigenvalue, trace     of the Hessian of the task loss, which scales do enter
-    ..., normalised       of the same in units of the filters, see `dotkd.evidence.curvature`
-    cka                   of the last feature points of student and teacher
+rise                  mean of the task loss along the line, halfway out on both sides (alpha = -1/2, 1/2), minus its
+                      value at the student: of the normalised picture, so that scales do not enter
+eigenvalue, trace     of the Hessian of the task loss, which scales do enter
+..., normalised       of the same in units of the filters, see `dotkd.evidence.curvature`
+cka                   of the last feature points of student and teacher
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ QUANTITIES: dict[str, Callable[[Analysis], float | None]] = {
 def make_rows(analysed: Sequence[Analysed]) -> list[Row]:
     """A row for each folder that holds runs `seed-K`, and one for each other run, named by what tells its path apart.
 
-    Cells are compared as `dotkd compare` does it: with the plain trainer of their method in the same folder, and that of
-    another method with the plain cell of kd, where there is one.
+    Cells are compared as `dotkd compare` does it: with the plain trainer of their method in the same folder, and the
+    plain cell of another method with that of kd, where there is one.
     """
     cells: dict[Path, list[Analysed]] = {}
     for one in analysed:

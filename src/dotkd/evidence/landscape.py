@@ -75,9 +75,7 @@ def plane(
 ) -> dict[str, list[list[float]]]:
     """Each score at theta + alpha d + beta e: a row for each of `alphas`, in it a value for each of `betas`."""
     first, second = directions
-    found = [
-        [_scored(model, samples, scores, ((alpha, first), (beta, second))) for beta in betas] for alpha in alphas
-    ]
+    found = [[_scored(model, samples, scores, ((alpha, first), (beta, second))) for beta in betas] for alpha in alphas]
     return {name: [[values[name] for values in row] for row in found] for name in scores}
 
 
@@ -86,9 +84,10 @@ def _scored(
     model: nn.Module, samples: Samples, scores: Mapping[str, Score], steps: Sequence[tuple[float, Direction]]
 ) -> dict[str, float]:
     """The scores' means over all samples with the parameters moved by `steps`; the model is left as it is."""
-    moved = {name: weight for name, weight in model.named_parameters() if any(name in along for _, along in steps)}
+    held: dict[str, Tensor] = dict(model.named_parameters())
+    moved: dict[str, Tensor] = {}
     for length, along in steps:
-        moved = {name: weight + length * along[name] if name in along else weight for name, weight in moved.items()}
+        moved |= {name: moved.get(name, held[name]) + length * step for name, step in along.items()}
     totals = dict.fromkeys(scores, 0.0)
     for inputs, *rest in samples:
         logits = logits_of(functional_call(model, moved, (inputs,)))

@@ -5,8 +5,8 @@ With features X (N, D1) and Y (N, D2) of the same N samples, K = X X^T and L = Y
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
 
 1 where Y is X turned, mirrored, shifted or scaled as a whole, near 0 where the two have nothing to do with each other;
-D1 and D2 may differ. HSIC is the unbiased estimator (Song et al. 2012, JMLR 13, equation 5), with K~, L~ whose diagonals
-are set to 0:
+D1 and D2 may differ. HSIC is the unbiased estimator (Song et al. 2012, JMLR 13, equation 5), with K~, L~ whose
+diagonals are set to 0:
 
     HSIC = [tr(K~ L~) + (1' K~ 1)(1' L~ 1) / ((N - 1)(N - 2)) - 2 (1' K~ L~ 1) / (N - 2)] / (N (N - 3))
 
@@ -29,11 +29,11 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     if n < 4:
         raise ValueError(f"expected at least 4 samples for an unbiased estimate, got {n}")
     kept = 1 - torch.eye(n, dtype=first.dtype, device=first.device)
-    k, l = first * kept, second * kept
-    traces = torch.einsum("sij,tij->st", k, l)
-    rows_k, rows_l = k.sum(-1), l.sum(-1)
-    sums = rows_k.sum(-1)[:, None] * rows_l.sum(-1)
-    return (traces + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows_k @ rows_l.T)) / (n * (n - 3))
+    first, second = first * kept, second * kept
+    traces = torch.einsum("sij,tij->st", first, second)
+    rows, others = first.sum(-1), second.sum(-1)
+    sums = rows.sum(-1)[:, None] * others.sum(-1)
+    return (traces + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * (rows @ others.T)) / (n * (n - 3))
 
 
 def linear_cka(batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
@@ -46,11 +46,10 @@ def linear_cka(batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> 
     """
     totals: list[Tensor] = []
     for first, second in batches:
-        k, l = _grams(first), _grams(second)
-        size = k.shape[-1]
-        found = [unbiased_hsic(k, l)]
-        found += [torch.stack([unbiased_hsic(gram[None], gram[None]).squeeze() for gram in grams]) for grams in (k, l)]
-        found = [size * value for value in found]
+        grams = _grams(first), _grams(second)
+        found = [unbiased_hsic(*grams)]
+        found += [torch.stack([unbiased_hsic(one[None], one[None])[0, 0] for one in side]) for side in grams]
+        found = [grams[0].shape[-1] * value for value in found]
         totals = [total + value for total, value in zip(totals, found, strict=True)] if totals else found
     if not totals:
         raise ValueError("expected at least one batch of features, got none")
