@@ -10,6 +10,7 @@ import typer
 import typer.core
 
 from dotkd.cli import (
+    analyse,
     bench,
     cache,
     compare,
@@ -69,6 +70,7 @@ for _name, _verb, _example in (
     ("resume", resume.resume, resume.EXAMPLE),
     ("compare", compare.compare, compare.EXAMPLE),
     ("tune", tune.tune, tune.EXAMPLE),
+    ("analyse", analyse.analyse, analyse.EXAMPLE),
     ("eval", evaluate.evaluate, evaluate.EXAMPLE),
     ("export", export.export, export.EXAMPLE),
     ("recipes", recipes.recipes, recipes.EXAMPLE),
