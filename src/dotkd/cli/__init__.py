@@ -21,6 +21,7 @@ from dotkd.cli import (
     models,
     ranks,
     recipes,
+    report,
     resume,
     train,
 )
@@ -69,6 +70,7 @@ for _name, _verb, _example in (
     ("compare", compare.compare, compare.EXAMPLE),
     ("eval", evaluate.evaluate, evaluate.EXAMPLE),
     ("export", export.export, export.EXAMPLE),
+    ("report", report.report, report.EXAMPLE),
     ("recipes", recipes.recipes, recipes.EXAMPLE),
     ("methods", methods.methods, methods.EXAMPLE),
     ("models", models.models, models.EXAMPLE),
