@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from dotkd.evidence.runs import Run, Scores
 
 EPOCHS = 3
 
@@ -45,3 +48,35 @@ def make_run(
     }
     (directory / "summary.json").write_text(json.dumps(summary))
     return directory
+
+
+def runs_of(
+    accuracies: Sequence[float | None],
+    task: Sequence[float] = (),
+    distill: Sequence[float] = (),
+    method: str = "kd",
+    path: Path = Path(),
+) -> list[Run]:
+    """One run a seed, read from no folder; an accuracy of None is a run that diverged."""
+    made: list[Run] = []
+    for seed, accuracy in enumerate(accuracies):
+        scores = Scores(accuracy, task[seed] if task else 0.4, distill[seed] if distill else 1.0, 0.8, 0.04)
+        status = "diverged" if accuracy is None else "done"
+        made.append(
+            Run(
+                path / f"seed-{seed}",
+                status,
+                method,
+                "sgd",
+                seed,
+                accuracy,
+                accuracy,
+                accuracy,
+                0.95,
+                scores,
+                scores,
+                3.0,
+                {},
+            )
+        )
+    return made

@@ -280,7 +280,7 @@ def test_compare_from_the_first_run_to_the_last(source: str, tmp_path: Path, mon
     assert "4 of 7 runs in c are finished already" in err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     table = json.loads((folder / "comparison.json").read_text())
-    assert [(cell["name"], cell["val_selected"]["n"]) for cell in table["cells"]] == [
+    assert [(cell["name"], cell["val_selected"]["n"]) for cell in table["settings"][0]["cells"]] == [
         ("ce", 2),
         ("kd", 2),
         ("kd+dot", 2),
@@ -353,8 +353,9 @@ def test_nothing_is_distilled_from_a_teacher_that_diverged(source: str, monkeypa
 
 
 def test_cells_share_everything_but_method_and_trainer(source: str, tmp_path: Path):
-    plan = make_plan("digits", [source, *TINY], trainers="sgd,dot", methods="dkd,kd,none", seeds=2, out=None)
+    plan = make_plan(["digits", source, *TINY], trainers="sgd,dot", methods="dkd,kd,none", seeds=2, out=None)
     assert plan.out == Path("runs/compare-digits")
-    assert plan.config.method == "dkd"
-    assert [cell.name for cell in plan.cells] == ["dkd", "dkd+dot", "kd", "kd+dot", "ce"]
+    (setting,) = plan.settings
+    assert setting.config.method == "dkd"
+    assert [cell.name for cell in setting.cells] == ["dkd", "dkd+dot", "kd", "kd+dot", "ce"]
     assert plan.seeds == [0, 1]

@@ -1,4 +1,4 @@
-"""`dotkd compare`: the same student under several trainers and seeds, as one table."""
+"""`dotkd compare`: the same student under several trainers, methods, settings and seeds, as one table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import typer
 
 EXAMPLE = """\
   dotkd compare mnist1d --seeds 8 --out runs/mnist1d-compared
-  dotkd compare mnist1d lr=0.1 --methods none,kd --trainers sgd,dot
+  dotkd compare mnist1d digits lr=0.1 --methods none,kd --trainers sgd,dot
+  dotkd compare mnist1d --vary delta=0.025,0.05,0.075 --vary lr=0.01,0.05
+  dotkd compare digits --vary "student_options={width: 8},{width: 32}"
 """
 TRAINERS = "sgd,dot,dot-normalized,sgd-matched"
 
 
 def compare(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Changes to it, for every cell.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE|FILE... [key=value ...]", help="Recipes or YAML files, and changes to all of them."
+        ),
+    ],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V,V,...", help="A setting for each value; several --vary: for each combination."),
     ] = None,
     trainers: Annotated[
         str, typer.Option(metavar="NAMES", help="Trainers, with commas; sgd is the baseline.")
@@ -27,19 +35,22 @@ def compare(
         typer.Option(metavar="NAMES", help="Methods, with commas; none is training on the labels. [the recipe's]"),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each cell.")] = 3,
-    jobs: Annotated[int | None, typer.Option(metavar="J", help="Runs at a time. [cores / threads; 1 on a GPU]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="J", help="Runs at a time, over all GPUs. [cores / threads; one a GPU]")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the comparison. [runs/compare-RECIPE]")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the comparison. [runs/compare-RECIPE...-by-KEY...]")
     ] = None,
 ) -> None:
     """Compare trainers over seeds.
 
-    Trains the student with each trainer, method and seed; reports means, intervals and paired tests. Temperature, loss
-    weights and method_options are those of the first method; the others have their published ones.
-    One teacher is trained and shared. The same command again skips what is finished and continues the rest.
+    Trains the student with each trainer, method and seed, in each setting; reports means, intervals and paired tests,
+    corrected for their number. Temperature, loss weights and method_options are those of the first method; the others
+    have their published ones. One teacher of each recipe is trained and shared, by the values outside --vary.
+    The same command again, also with more seeds, cells or values, skips what is finished and continues the rest.
     """
     from dotkd.cli.campaign import make_plan
     from dotkd.cli.conduct import conduct
 
-    plan = make_plan(recipe, overrides or [], trainers=trainers, methods=methods, seeds=seeds, out=out)
+    plan = make_plan(words, vary=vary or [], trainers=trainers, methods=methods, seeds=seeds, out=out)
     conduct(plan, jobs)

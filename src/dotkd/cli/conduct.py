@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from dotkd.cli import campaign, failures
+from dotkd.cli import failures, layout
+from dotkd.cli import work as runs
 from dotkd.cli.campaign import Plan
 from dotkd.cli.console import progress, say
 from dotkd.cli.outcome import publish
+from dotkd.cli.places import default_workers, gpus_at_hand, places
 from dotkd.cli.watch import Watch
-from dotkd.evidence.jobs import INTERRUPTED, Ending, StopFlag, run_jobs
+from dotkd.evidence.comparison import Row
+from dotkd.evidence.jobs import INTERRUPTED, Ending, Job, StopFlag, run_jobs
 from dotkd.evidence.lock import alone
-from dotkd.evidence.runs import is_finished, read_run
+from dotkd.evidence.runs import is_finished
 
 
 def conduct(plan: Plan, workers: int | None) -> None:
@@ -21,57 +24,63 @@ def conduct(plan: Plan, workers: int | None) -> None:
     """
     if workers is not None and workers < 1:
         raise ValueError(f"expected --jobs of at least 1, got {workers}")
-    if campaign.make_jobs(plan):
-        campaign.rehearse(plan)
-    campaign.claim(plan)
+    if runs.make_jobs(plan):
+        runs.rehearse(plan)
+    layout.claim(plan)
     remarks = progress()
-    lock = plan.out / campaign.LOCK
+    lock = plan.out / layout.LOCK
 
     def waiting() -> None:
         say(remarks, f"waiting for the workers of another comparison in {plan.out} to save and end")
 
-    _refuse_diverged_teacher(plan)
     with StopFlag().caught() as flag, alone(lock, waiting=waiting):
-        jobs = campaign.make_jobs(plan)
-        total = len(plan.cells) * len(plan.seeds) + (plan.teacher is not None)
-        count = workers if workers is not None else campaign.default_workers(plan.config)
-        if len(jobs) < total:
-            say(remarks, f"{total - len(jobs)} of {total} runs in {plan.out} are finished already")
-        with Watch(remarks, jobs, lambda: campaign.rows_of(plan)) as watch:
+        jobs = runs.make_jobs(plan)
+        total = len(runs.directories(plan)) + len(plan.teachers)
+        finished = sum(is_finished(path) for path in [*runs.directories(plan), *(t.path for t in plan.teachers)])
+        configs, gpus = [setting.config for setting in plan.settings], gpus_at_hand()
+        if finished:
+            say(remarks, f"{finished} of {total} runs in {plan.out} are finished already")
+        with Watch(remarks, jobs, lambda job: _so_far(plan, job)) as watch:
             endings = run_jobs(
                 jobs,
-                campaign.work,
-                workers=count,
+                runs.work,
+                workers=workers if workers is not None else default_workers(configs, gpus),
                 flag=flag,
                 started=watch.started,
                 ended=watch.ended,
                 tick=watch.tick,
                 held=lock,
+                places=places(configs, gpus),
             )
     with suppress(OSError):
-        (plan.out / campaign.LOGS).rmdir()  # where nothing was printed
-    outcome = campaign.worst(endings.values())
+        (plan.out / layout.LOGS).rmdir()  # where nothing was printed
+    outcome = runs.worst(endings.values())
     if outcome == INTERRUPTED:
-        done = sum(ending.outcome in ("done", "diverged") for ending in endings.values()) + total - len(jobs)
+        done = sum(ending.outcome in ("done", "diverged") for ending in endings.values()) + finished
         raise failures.leave(
             failures.INTERRUPTED,
             f"interrupted: {done} of {total} runs are finished, the others will continue from their checkpoints: "
             "give the same command again",
         )
-    _refuse_diverged_teacher(plan)
-    publish(plan)
-    if outcome is not None:
+    lost = [str(path) for path in runs.lost_teachers(plan)]
+    told = (
+        f"the teacher diverged ({', '.join(lost)}), nothing is to be learnt from it: lower teacher_lr, in a new folder"
+    )
+    if lost and not any(is_finished(path) for path in runs.directories(plan)):
+        raise failures.leave(failures.DIVERGED, told)
+    evidence = publish(plan)
+    if outcome == "failed" or (outcome and not lost):
         raise failures.leave(failures.FAILURE, _failures(endings))
-    if all(run.diverged for ended in plan.runs().values() for run in ended):
+    if lost:
+        raise failures.leave(failures.DIVERGED, told)
+    if all(run.diverged for table in evidence.tables for ended in table.runs.values() for run in ended):
         raise failures.leave(failures.DIVERGED, "every run diverged")
 
 
-def _refuse_diverged_teacher(plan: Plan) -> None:
-    if plan.teacher is not None and is_finished(plan.teacher) and read_run(plan.teacher).diverged:
-        told = (
-            f"the teacher diverged ({plan.teacher}), nothing is to be learnt from it: lower teacher_lr, in a new folder"
-        )
-        raise failures.leave(failures.DIVERGED, told)
+def _so_far(plan: Plan, job: Job) -> list[Row]:
+    """The table of the setting that `job` belongs to; [] for a teacher's."""
+    own = (setting for setting in plan.settings if setting.directory == job.directory.parent.parent)
+    return [row for setting in own for row in plan.table(setting).rows] if job.directory.name != layout.TEACHER else []
 
 
 def _failures(endings: dict[str, Ending]) -> str:

@@ -34,17 +34,18 @@ def demo(
 
     check_names("--data", [data], RECIPES)
     directory = out or Path("runs") / f"demo-{data}"
-    plan = make_plan(data, [], trainers=TRAINERS, methods=METHODS, seeds=seeds, out=directory)
+    plan = make_plan([data], trainers=TRAINERS, methods=METHODS, seeds=seeds, out=directory)
+    (setting,) = plan.settings
     say(
         progress(),
-        f"one teacher, then {len(plan.cells)} x {seeds} students on {data}: ce is training on the labels, kd plain "
+        f"one teacher, then {len(setting.cells)} x {seeds} students on {data}: ce is training on the labels, kd plain "
         "distillation, kd+dot this method, and two controls: kd+dot-normalized has DOT's momenta without its loss "
         "weights, kd+sgd-matched the weights without the momenta",
     )
     conduct(plan, jobs)
     say(
         results(),
-        f"All of this is at one learning rate, {plan.config.lr:g}, and another can turn it round: on mnist1d plain kd "
-        f"is ahead from 0.03 on. To see: dotkd compare {data} lr=0.1 --methods {METHODS} --trainers {TRAINERS} "
+        f"All of this is at one learning rate, {setting.config.lr:g}, and another can turn it round: on mnist1d plain "
+        f"kd is ahead from 0.03 on. To see: dotkd compare {data} lr=0.1 --methods {METHODS} --trainers {TRAINERS} "
         f"--seeds {seeds}",
     )

@@ -1,70 +1,90 @@
-"""What a comparison leaves behind: files, pictures, tables, and the sentence."""
+"""What a comparison leaves behind: files, pictures, tables, and what was shown in words."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 from dotkd.cli.campaign import Plan
 from dotkd.cli.console import results, say
-from dotkd.cli.tables import show_comparison
+from dotkd.cli.tables import show_evidence
 from dotkd.evidence import plots
-from dotkd.evidence.comparison import CE_MEASURED_BY, NO_DISTILLATION, Row, as_csv, as_json, make_rows
-from dotkd.evidence.runs import Run, read_evaluations
-from dotkd.evidence.verdict import verdict
+from dotkd.evidence.comparison import CE_MEASURED_BY, NO_DISTILLATION
+from dotkd.evidence.latex import as_latex
+from dotkd.evidence.numbers import as_json, cells_as_csv, runs_as_csv
+from dotkd.evidence.runs import read_evaluations
+from dotkd.evidence.settings import Evidence, Table
+from dotkd.evidence.verdict import headline, judged, verdict
 
 
-def publish(plan: Plan) -> None:
-    """Writes the files of `plan.out` and prints the tables and, for each method with DOT, the sentence."""
-    runs = plan.runs()
-    rows = make_rows(plan.cells, runs)
+def publish(plan: Plan) -> Evidence:
+    """Writes the files of `plan.out`, prints the tables and what was shown, and returns all of it."""
+    evidence = plan.evidence()
     # Files first: whoever stops reading the tables half-way (a closed pipe) has them all the same.
+    written = _write_numbers(plan, evidence)
     try:
-        written = _write(plan, rows, runs)
+        written += _draw(plan, evidence)
     except ModuleNotFoundError as error:
         typer.echo(f"no pictures: {error}", err=True)
-        written = _number_files(plan)
     out = results()
-    show_comparison(out, rows, title=plan.name)
-    names = {cell.name for cell in plan.cells}
-    for method in dict.fromkeys(cell.method for cell in plan.cells):
-        if method != NO_DISTILLATION and {method, f"{method}+dot"} <= names:
-            say(out, f"\n{verdict(runs, method=method)}")
-    say(out, "\nwritten: " + ", ".join(str(path) for path in written))
+    show_evidence(out, evidence)
+    for table in evidence.tables:
+        for method in judged(table):
+            if len(evidence.tables) == 1:
+                say(out, f"\n{verdict(table, method=method)}")
+            else:
+                say(out, f"{table.name}: {headline(table, method=method)}")
+    here = [str(path) for path in written if path.parent == plan.out]
+    others = "" if len(here) == len(written) else "; further pictures in the folders of the settings"
+    say(out, f"\nwritten: {', '.join(here)}{others}")
+    return evidence
 
 
-def _number_files(plan: Plan) -> list[Path]:
-    """Where the table and the numbers of the runs are written."""
-    return [plan.out / "comparison.json", plan.out / "comparison.csv"]
-
-
-def _write(plan: Plan, rows: Sequence[Row], runs: Mapping[str, list[Run]]) -> list[Path]:
-    """Writes the table, the numbers and the pictures, and returns their paths.
-
-    Raises ModuleNotFoundError naming the extra where matplotlib is missing, after the files that need none.
-    """
+def _write_numbers(plan: Plan, evidence: Evidence) -> list[Path]:
     from dotkd.checkpoint import write_atomically
 
-    table = {"comparison": plan.name, "seeds": plan.seeds, **as_json(rows, runs)}
-    paths = _number_files(plan)
-    write_atomically(paths[0], json.dumps(table, indent=1, allow_nan=False) + "\n")
-    write_atomically(paths[1], as_csv(runs))
-    curves = {name: [read_evaluations(run.path) for run in ended if not run.diverged] for name, ended in runs.items()}
+    texts = {
+        "comparison.json": json.dumps(as_json(evidence, plan.seeds, plan.out), indent=1, allow_nan=False) + "\n",
+        "comparison.csv": runs_as_csv(evidence, plan.out),
+        "comparison-cells.csv": cells_as_csv(evidence),
+        "comparison.tex": as_latex(evidence),
+    }
+    for name, text in texts.items():
+        write_atomically(plan.out / name, text)
+    return [plan.out / name for name in texts]
+
+
+def _draw(plan: Plan, evidence: Evidence) -> list[Path]:
+    """Draws what each setting and what their differences show, and returns the paths.
+
+    Raises ModuleNotFoundError naming the extra where matplotlib is missing.
+    """
+    paths: list[Path] = []
+    for table in evidence.tables:
+        paths += _draw_setting(table, plan.out / table.directory, evidence.name)
+    return paths + plots.ablations(evidence, plan.out)
+
+
+def _draw_setting(table: Table, folder: Path, name: str) -> list[Path]:
+    curves = {
+        cell: [read_evaluations(run.path) for run in ended if not run.diverged] for cell, ended in table.runs.items()
+    }
     if not any(curves.values()):
-        return paths
-    accuracy = plan.out / "accuracy.png"
-    teacher = next((run.teacher_accuracy for ended in runs.values() for run in ended if run.teacher_accuracy), None)
-    plots.accuracy_over_epochs(curves, accuracy, title=f"{plan.name}: accuracy of the student", teacher=teacher)
-    paths.append(accuracy)
-    methods = list(dict.fromkeys(cell.method for cell in plan.cells if cell.method != NO_DISTILLATION))
+        return []
+    title = name if table.directory == "." else f"{table.recipe}, {table.name}" if table.varied else table.name
+    paths = [folder / "accuracy.png"]
+    every = [run for ended in table.runs.values() for run in ended]
+    teacher = next((run.teacher_accuracy for run in every if run.teacher_accuracy), None)
+    plots.accuracy_over_epochs(curves, paths[0], title=f"{title}: accuracy of the student", teacher=teacher)
+    cells = [row.cell for row in table.rows]
+    methods = list(dict.fromkeys(cell.method for cell in cells if cell.method != NO_DISTILLATION))
     for method in methods:
         # Losses of different methods are not of one scale: a picture each.
         alike = (method, NO_DISTILLATION) if method == CE_MEASURED_BY else (method,)
-        shown = {cell.name: curves[cell.name] for cell in plan.cells if cell.method in alike}
-        path = plan.out / ("trade-off.png" if len(methods) == 1 else f"trade-off-{method}.png")
-        plots.trade_off(shown, path, title=f"{plan.name}: task loss against distillation loss ({method})")
+        shown = {cell.name: curves[cell.name] for cell in cells if cell.method in alike}
+        path = folder / ("trade-off.png" if len(methods) == 1 else f"trade-off-{method}.png")
+        plots.trade_off(shown, path, title=f"{title}: task loss against distillation loss ({method})")
         paths.append(path)
     return paths

@@ -23,7 +23,7 @@ def resume(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The ru
     from dotkd.metrics import display_for
     from dotkd.trainer import Trainer
 
-    if (directory / "comparison.yaml").is_file():
+    if any((directory / name).is_file() for name in ("comparison.yaml", "settings.yaml")):
         raise ValueError(
             f"{directory} holds a comparison: give its `dotkd compare` or `dotkd demo` again to continue it"
         )

@@ -20,9 +20,9 @@ _REFRESH_SECONDS = 1.0
 
 
 class Watch:
-    """Follows jobs through their run folders. Their size is in epochs; `rows` gives the means so far."""
+    """Follows jobs through their run folders. Their size is in epochs; `rows` gives what a job's setting has so far."""
 
-    def __init__(self, console: Console, jobs: Sequence[Job], rows: Callable[[], Sequence[Row]]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[Job], rows: Callable[[Job], Sequence[Row]]) -> None:
         self._console = console
         self._rows = rows
         self._epochs = {job.name: job.size for job in jobs}
@@ -65,14 +65,15 @@ class Watch:
             self._ended.add(job.name)
         line = f"{self._counted()}  {job.name}: {_told(job, ending)}"
         if self._live is None:
-            own = [
-                row for row in self._rows() if row.cell.name == job.name.partition(" ")[0] and row.val_selected.n > 1
-            ]
+            cell = job.directory.parent.name
+            own = [row for row in self._rows(job) if row.cell.name == cell and row.val_selected.n > 1]
             say(self._console, f"{line}; so far {short_means(own)} (n = {own[0].val_selected.n})" if own else line)
         else:
             if ending.outcome != "done":
                 say(self._console, line)
-            self._means.plain = short_means(self._rows())
+            # Several settings at once would fill the screen: that of the run which ended last.
+            setting, colon, _ = job.name.rpartition(": ")
+            self._means.plain = setting + colon + short_means(self._rows(job))
             self._look()
 
     def tick(self) -> None:

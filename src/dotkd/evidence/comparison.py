@@ -8,14 +8,12 @@ methods with the first one.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dotkd.evidence.runs import Run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_difference, paired_ratio
 
 PLAIN_TRAINERS = ("sgd", "adamw")
 NO_DISTILLATION = "none"
@@ -36,7 +34,9 @@ class Row(NamedTuple):
     """A line of the table: means over the seeds of one cell, and paired differences against `cell.against`.
 
     Accuracies are fractions of the test split; `val_selected` is that of the last epoch where nothing was held out to
-    select on; losses are of the final student, unweighted; seconds per run.
+    select on, `best_of_test` that of the epoch best on the test split itself, which flatters. Losses (not weighted),
+    agreement with the teacher and calibration error are of the final student. seconds: per run; relative_seconds: those
+    over the baseline's, by pairs.
     """
 
     cell: Cell
@@ -51,6 +51,9 @@ class Row(NamedTuple):
     task_change: Difference
     distill_change: Difference
     seconds: Estimate
+    relative_seconds: Estimate
+    agreement: Estimate
+    calibration_error: Estimate
 
 
 def make_cells(methods: Sequence[str], trainers: Sequence[str]) -> list[Cell]:
@@ -134,7 +137,14 @@ def _row(cell: Cell, runs: Sequence[Run], baseline: Sequence[Run]) -> Row:
         task_change=change(lambda run: run.test.task_loss),
         distill_change=change(distill(lambda run: run.test.distill_loss)),
         seconds=optional(lambda run: run.seconds),
+        relative_seconds=paired_ratio(_by_seed(runs, _seconds), _by_seed(baseline, _seconds)),
+        agreement=optional(lambda run: run.test.agreement),
+        calibration_error=optional(lambda run: run.test.calibration_error),
     )
+
+
+def _seconds(run: Run) -> float | None:
+    return run.seconds
 
 
 def compare_cells(
@@ -146,47 +156,3 @@ def compare_cells(
 
 def _by_seed(runs: Sequence[Run], value: Callable[[Run], float | None]) -> dict[int, float | None]:
     return {run.seed: value(run) for run in runs if not run.diverged}
-
-
-def as_json(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Everything the table holds and the numbers of each run, as JSON values; what does not exist is null."""
-    quantities = [name for name in Row._fields if name != "cell"]
-    return {
-        "cells": [
-            {**row.cell._asdict(), **{name: getattr(row, name)._asdict() for name in quantities}} for row in rows
-        ],
-        "runs": [_run_values(name, run) for name in runs for run in runs[name]],
-    }
-
-
-def as_csv(runs: Mapping[str, Sequence[Run]]) -> str:
-    """A header and one line a run: the raw numbers, for one's own statistics. What does not exist is empty."""
-    out = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for name in runs:
-        for run in runs[name]:
-            values = _run_values(name, run)
-            if writer is None:
-                writer = csv.DictWriter(out, fieldnames=list(values), lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(values)
-    return out.getvalue()
-
-
-def _run_values(cell: str, run: Run) -> dict[str, Any]:
-    return {
-        "cell": cell,
-        "method": run.method,
-        "trainer": run.trainer,
-        "seed": run.seed,
-        "status": run.status,
-        "test_accuracy_val_selected": run.val_selected,
-        "test_accuracy_last": run.last,
-        "test_accuracy_best_of_test": run.best_of_test,
-        "teacher_test_accuracy": run.teacher_accuracy,
-        "test_task_loss": run.test.task_loss,
-        "test_distill_loss": run.test.distill_loss,
-        "train_task_loss": run.train.task_loss,
-        "train_distill_loss": run.train.distill_loss,
-        "seconds": run.seconds,
-    }

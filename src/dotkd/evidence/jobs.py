@@ -8,6 +8,8 @@ parent sends each busy worker one SIGTERM, which a trainer answers by saving at 
 whose parent has vanished (SIGKILL) sends itself the same signal. A worker that dies takes down its own job
 and no other.
 
+Places. Workers may be spread evenly over places, environment variables each, such as the one GPU a worker is to see.
+
 What a job prints goes to its log file, which is removed where it stays empty; a failed job leaves its
 traceback there.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -54,6 +56,7 @@ class Ending(NamedTuple):
 
 
 Work = Callable[[Job], str]
+Place = Mapping[str, str]
 
 
 class StopFlag:
@@ -80,12 +83,13 @@ class StopFlag:
 
 
 class _Worker:
-    """A spawned process and the job it has in hand."""
+    """A spawned process, the place it has been given, and the job it has in hand."""
 
-    def __init__(self, work: Work, held: Path | None) -> None:
+    def __init__(self, work: Work, held: Path | None, place: Place) -> None:
         context = multiprocessing.get_context("spawn")
+        self.place = place
         self.link, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=serve, args=(other, work, held), daemon=False)
+        self.process: SpawnProcess = context.Process(target=serve, args=(other, work, held, dict(place)), daemon=False)
         self.process.start()
         other.close()
         self.job: Job | None = None
@@ -114,10 +118,10 @@ class _Worker:
 class _Crew:
     """The workers, the jobs that wait for one, and how the others ended."""
 
-    def __init__(self, jobs: Sequence[Job], work: Work, size: int, held: Path | None) -> None:
+    def __init__(self, jobs: Sequence[Job], work: Work, size: int, held: Path | None, places: Sequence[Place]) -> None:
         self.waiting = list(jobs)
         self.endings: dict[str, Ending] = {}
-        self._work, self._size, self._held = work, size, held
+        self._work, self._size, self._held, self._places = work, size, held, places
         self._workers: list[_Worker] = []
 
     @property
@@ -181,7 +185,9 @@ class _Crew:
                 return worker
         if len(self._workers) == self._size:
             return None
-        self._workers.append(_Worker(self._work, self._held))
+        taken = [worker.place for worker in self._workers]
+        emptiest = min(self._places, key=taken.count)
+        self._workers.append(_Worker(self._work, self._held, emptiest))
         return self._workers[-1]
 
 
@@ -195,16 +201,18 @@ def run_jobs(
     ended: Callable[[Job, Ending], None] = lambda job, ending: None,
     tick: Callable[[], None] = lambda: None,
     held: Path | None = None,
+    places: Sequence[Place] = ({},),
 ) -> dict[str, Ending]:
     """Runs `jobs` in their order on up to `workers` processes and returns {job name: how it ended}.
 
     work: module-level function, called in the worker. tick: called every quarter second, for a display.
     flag: set by a signal: no job starts any more, those that run are asked to save; a second signal kills them.
-    held: lock file that each worker holds as long as it lives. Raises ValueError where `workers` < 1.
+    held: lock file that each worker holds as long as it lives. places: the environment variables of each place that
+    workers are spread over. Raises ValueError where `workers` < 1.
     """
     if workers < 1:
         raise ValueError(f"expected at least one worker, got {workers}")
-    crew = _Crew(jobs, work, workers, held)
+    crew = _Crew(jobs, work, workers, held, places)
     signalled = 0
     try:
         while True:

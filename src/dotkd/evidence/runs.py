@@ -18,11 +18,17 @@ METRICS = "metrics.jsonl"
 
 
 class Scores(NamedTuple):
-    """One model on one split. accuracy: fraction; losses: unweighted means, None where there is none."""
+    """One model on one split; None where the run does not say, as older ones of the last two.
+
+    accuracy: fraction. losses: unweighted means. agreement: fraction of the samples for which student and teacher
+    predict the same class. calibration_error: the expected one, 15 bins, in [0, 1].
+    """
 
     accuracy: float | None
     task_loss: float | None
     distill_loss: float | None
+    agreement: float | None = None
+    calibration_error: float | None = None
 
 
 class EvalPoint(NamedTuple):
@@ -37,7 +43,8 @@ class EvalPoint(NamedTuple):
 class Run(NamedTuple):
     """A finished run, taken from its `summary.json`.
 
-    status: "done" or "diverged". Every accuracy is None where the run has none, as a diverged one may.
+    status: "done" or "diverged". Every accuracy is None where the run has none, as a diverged one may. `test` has the
+    losses, agreement and calibration error of the last epoch's student, `train` its losses.
     """
 
     path: Path
@@ -93,7 +100,10 @@ def read_run(directory: Path) -> Run:
             best_of_test=_number(accuracy.get("best_of_test")),
             teacher_accuracy=_number(summary.get("teacher_test_accuracy")),
             train=_losses(losses.get("train")),
-            test=_losses(losses.get("test")),
+            test=_losses(losses.get("test"))._replace(
+                agreement=_number(summary.get("test_agreement")),
+                calibration_error=_number(summary.get("test_calibration_error")),
+            ),
             seconds=_number(summary.get("seconds")),
             config=_mapping(summary.get("config")),
         )
@@ -141,9 +151,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _scores(value: object) -> Scores:
     scores = _mapping(value)
-    return Scores(
-        _number(scores.get("accuracy")), _number(scores.get("task_loss")), _number(scores.get("distill_loss"))
-    )
+    return Scores(*(_number(scores.get(name)) for name in Scores._fields))
 
 
 def _losses(value: object) -> Scores:

@@ -7,39 +7,64 @@ multiplies the distillation gradient by 1/(1 - mu - delta) and the task gradient
 gain may be that reweighting alone. Two controls tell them apart: `sgd-matched` has the weights without the
 momenta, `dot-normalized` the momenta without the weights.
 
-"Shown" means a paired, two-sided t-test below 0.05, uncorrected. All else is "not shown", which is not "shown
-to be equal".
+"Shown" means a paired, two-sided t-test below 0.05 after Holm's correction over all tests of its quantity in the
+comparison (see `settings`). All else is "not shown", which is not "shown to be equal".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from dotkd.evidence.comparison import compare_cells
-from dotkd.evidence.runs import Run
+from dotkd.evidence.comparison import NO_DISTILLATION, Row
+from dotkd.evidence.settings import REWEIGHTING, Table
 from dotkd.evidence.statistics import Difference
 
-REWEIGHTING = "sgd-matched"
 NORMALIZED = "dot-normalized"
 
 
-def verdict(runs: Mapping[str, Sequence[Run]], *, method: str = "kd", trainer: str = "dot") -> str:
-    """One sentence on `method+trainer` against `method`, and on the controls in {cell name: runs}."""
-    candidate, baseline = f"{method}+{trainer}", method
-    gain = _accuracy(runs, candidate, baseline)
+def verdicts(table: Table) -> dict[str, str]:
+    """{method: its sentence}, for the methods that were run both with DOT and plainly."""
+    return {method: verdict(table, method=method) for method in judged(table)}
+
+
+def judged(table: Table) -> list[str]:
+    """The methods that were run both with DOT and plainly."""
+    names = {row.cell.name for row in table.rows}
+    methods = dict.fromkeys(row.cell.method for row in table.rows)
+    return [method for method in methods if method != NO_DISTILLATION and {method, f"{method}+dot"} <= names]
+
+
+def verdict(table: Table, *, method: str = "kd") -> str:
+    """One sentence on `method+dot` against `method`, which `table` has both, and on the controls where it has them."""
+    candidate, baseline = f"{method}+dot", method
+    gain = _gain(table, candidate)
+    left_out = _diverged(table, [row.cell.name for row in table.rows])
     if gain.n < 2:
-        seeds = "one seed has" if gain.n == 1 else "no seed has"
-        return (
-            f"Nothing is shown about {candidate} against {baseline}: a paired test needs two seeds finished in both, "
-            f"and {seeds}{_diverged(runs, (candidate, baseline))}."
-        )
-    parts = [_accuracy_part(candidate, baseline, gain), _losses_part(runs, candidate, baseline)]
-    parts += _controls_part(runs, method, candidate, gain)
-    return "; ".join(parts) + _diverged(runs, tuple(runs)) + "."
+        return f"{_untold(table, candidate, baseline)}{_diverged(table, (candidate, baseline))}."
+    parts = [_accuracy_part(candidate, baseline, gain), _losses_part(table.row(candidate))]
+    parts += _controls_part(table, method, candidate, gain)
+    return "; ".join(parts) + left_out + "."
 
 
-def _accuracy(runs: Mapping[str, Sequence[Run]], candidate: str, baseline: str) -> Difference:
-    return compare_cells(runs, candidate, baseline, lambda run: run.selected)
+def headline(table: Table, *, method: str) -> str:
+    """What `verdict` says about the accuracy alone."""
+    candidate, baseline = f"{method}+dot", method
+    gain = _gain(table, candidate)
+    told = _untold(table, candidate, baseline) if gain.n < 2 else _accuracy_part(candidate, baseline, gain)
+    return f"{told}{_diverged(table, (candidate, baseline))}."
+
+
+def _gain(table: Table, cell: str) -> Difference:
+    row = table.row(cell)
+    return Difference(None, None, None, None, None, 0) if row is None else row.gain
+
+
+def _untold(table: Table, candidate: str, baseline: str) -> str:
+    seeds = "one seed has" if _gain(table, candidate).n == 1 else "no seed has"
+    return (
+        f"Nothing is shown about {candidate} against {baseline}: a paired test needs two seeds finished in both, "
+        f"and {seeds}"
+    )
 
 
 def _accuracy_part(candidate: str, baseline: str, gain: Difference) -> str:
@@ -51,11 +76,9 @@ def _accuracy_part(candidate: str, baseline: str, gain: Difference) -> str:
     return f"{start}, no difference in test accuracy between {candidate} and {baseline} was shown ({_numbers(gain)})"
 
 
-def _losses_part(runs: Mapping[str, Sequence[Run]], candidate: str, baseline: str) -> str:
-    changes = {
-        "task": compare_cells(runs, candidate, baseline, lambda run: run.test.task_loss),
-        "distillation": compare_cells(runs, candidate, baseline, lambda run: run.test.distill_loss),
-    }
+def _losses_part(row: Row | None) -> str:
+    assert row is not None
+    changes = {"task": row.task_change, "distillation": row.distill_change}
     told = " and ".join(f"the {name} loss {_course(change)}" for name, change in changes.items())
     if all(change.shown and (change.mean or 0.0) < 0 for change in changes.values()):
         return f"both test losses ended lower: {told}"
@@ -70,20 +93,20 @@ def _course(change: Difference) -> str:
     return f"ended {'lower' if change.mean < 0 else 'higher'} ({change.mean:+.3g}, {p_text(change)})"
 
 
-def _controls_part(runs: Mapping[str, Sequence[Run]], method: str, candidate: str, gain: Difference) -> list[str]:
+def _controls_part(table: Table, method: str, candidate: str, gain: Difference) -> list[str]:
     """What each control says about the gain; without a gain there is nothing to explain."""
     matched, normalized = f"{method}+{REWEIGHTING}", f"{method}+{NORMALIZED}"
-    present = [name for name in (matched, normalized) if _accuracy(runs, name, method).n > 0]
+    present = [name for name in (matched, normalized) if _gain(table, name).n > 0]
     if not present:
         return ["no control was run, so nothing is said about the changed loss weights as a cause"]
     if not _up(gain):
-        own = ", ".join(f"{name} {_numbers(_accuracy(runs, name, method))}" for name in present)
+        own = ", ".join(f"{name} {_numbers(_gain(table, name))}" for name in present)
         return [f"without a gain there is nothing for the controls to explain (against {method}: {own})"]
     parts: list[str] = []
     if matched in present:
-        parts.append(_matched_part(matched, _accuracy(runs, candidate, matched), _accuracy(runs, matched, method)))
+        parts.append(_matched_part(matched, table.against_matched[method], _gain(table, matched)))
     if normalized in present:
-        left = _accuracy(runs, normalized, method)
+        left = _gain(table, normalized)
         kept = "remained" if _up(left) else "was not shown"
         parts.append(f"with the weights held ({normalized}) a gain {kept} ({_numbers(left)})")
     return parts
@@ -107,10 +130,10 @@ def _numbers(change: Difference) -> str:
     return f"{points(change)}, {p_text(change)}"
 
 
-def _diverged(runs: Mapping[str, Sequence[Run]], names: Sequence[str]) -> str:
-    counts = {name: sum(run.diverged for run in runs.get(name, ())) for name in names}
+def _diverged(table: Table, names: Sequence[str]) -> str:
+    counts = {name: sum(run.diverged for run in table.runs.get(name, ())) for name in names}
     told = [f"{count} of {name}" for name, count in counts.items() if count]
-    return f" (diverged and left out: {', '.join(told)})" if told else ""
+    return f" (diverged, and compared are the seeds that did not: {', '.join(told)})" if told else ""
 
 
 def points(change: Difference) -> str:
@@ -122,7 +145,7 @@ def points(change: Difference) -> str:
 
 
 def p_text(change: Difference) -> str:
-    """The p-value as it is written in a sentence, or "no test" where none exists."""
-    if change.p is None:
+    """The corrected p-value as it is written in a sentence, or "no test" where none exists."""
+    if change.p_corrected is None:
         return "no test"
-    return "p < 0.001" if change.p < 0.001 else f"p = {change.p:.3f}"
+    return "corrected p < 0.001" if change.p_corrected < 0.001 else f"corrected p = {change.p_corrected:.3f}"

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,8 +30,10 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise _Stop
 
 
-def serve(link: Connection[str, Job], work: Callable[[Job], str], held: Path | None) -> None:
-    """The life of a worker process; `held` is a lock file to hold for as long as it lasts."""
+def serve(link: Connection[str, Job], work: Callable[[Job], str], held: Path | None, place: Mapping[str, str]) -> None:
+    """The life of a worker process; `held` is a lock file to hold for as long as it lasts, `place` what to add to the
+    environment before anything has looked for a GPU."""
+    os.environ.update(place)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
