@@ -228,7 +228,8 @@ def test_eval_repeats_the_summary(source: str, tmp_path: Path):
     accuracy = f"accuracy {100 * summary['test_accuracy']['last']:.2f} %"
     code, out, _ = dotkd("eval", "run")
     assert code == 0
-    assert f"{accuracy}, task loss {summary['losses']['test']['task']:.4g}, n = {tiny_runs.TEST}" in out
+    assert f"{accuracy}, task loss {summary['losses']['test']['task']:.4g}, " in out
+    assert f"calibration error {summary['test_calibration_error']:.4f}, n = {tiny_runs.TEST}" in out
     assert accuracy in dotkd("eval", "run", "--data", source.removeprefix("data="))[1]
     assert f"n = {tiny_runs.VAL}" in dotkd("eval", "run", "--split", "val")[1]
     refused("eval", "run", "--data", "digits", message="expected inputs of shape (8,) as in training, got (1, 8, 8)")

@@ -162,8 +162,8 @@ def test_twenty_steps_of_the_loop_wait_for_nothing(pictures, tmp_path, monkeypat
         torch.cuda.set_sync_debug_mode("default")
         return read(means)
 
-    def watched(stepper, batch, number):
-        step(stepper, batch, number)
+    def watched(stepper, batch, number, **options):
+        step(stepper, batch, number, **options)
         steps.append(number)
         # The first step makes what is made once; the last is followed by a line of the log and an evaluation.
         torch.cuda.set_sync_debug_mode("error" if 0 < number < 21 else "default")

@@ -34,8 +34,9 @@ TRAIN_RECORD = {
     "lr": 0.1,
     "images_per_second": 1234.5,
     "skipped_steps": 0,
+    "diagnostics": {"grad_norm": {"task": 0.5, "distill": 0.25}, "snr": {"task": 0.1, "distill": None}},
 }
-SCORES = {"accuracy": 0.25, "task_loss": 1.0, "distill_loss": None}
+SCORES = {"accuracy": 0.25, "task_loss": 1.0, "distill_loss": None, "agreement": None, "calibration_error": 0.1}
 EVAL_RECORD = {"kind": "eval", "step": 4, "epoch": 1, "val": {**SCORES, "accuracy": 0.5}, "test": SCORES}
 
 
@@ -139,6 +140,8 @@ def test_the_records_of_a_run_have_the_keys_that_are_promised(home, tmp_path):
                 assert 0 <= scores["accuracy"] <= 1
                 assert scores["task_loss"] > 0
                 assert scores["distill_loss"] > 0
+                assert 0 <= scores["agreement"] <= 1
+                assert 0 <= scores["calibration_error"] <= 1
 
 
 def test_without_distillation_the_distillation_loss_is_null(home, tmp_path):

@@ -139,9 +139,9 @@ def reads_per_step(config, out, monkeypatch):
     """What each training step of the student read on the host."""
     steps, step = [], Stepper.step
 
-    def watched(self, batch, number):
+    def watched(self, batch, number, **options):
         with HostCopies() as copies, HostReads() as reads:
-            step(self, batch, number)
+            step(self, batch, number, **options)
         steps.append(copies.found + reads.found)
 
     monkeypatch.setattr(Stepper, "step", watched)
@@ -225,10 +225,10 @@ def test_a_read_that_somebody_added_would_be_seen(image_teacher, tmp_path, monke
 def test_no_step_waits_for_the_gpu(image_teacher, tmp_path, monkeypatch, kind):
     step = Stepper.step
 
-    def watched(self, batch, number):
+    def watched(self, batch, number, **options):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step(self, batch, number)
+            step(self, batch, number, **options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -184,6 +184,9 @@ class Config(BaseModel):
     log_every: int = Field(
         default=50, ge=1, description="steps between lines of metrics.jsonl, about: they divide an epoch evenly"
     )
+    diagnostics: bool = Field(
+        default=True, description="measure the streams of each recorded step: norms, alignment, signal against noise"
+    )
     tensorboard: bool = Field(default=False, description="write the metrics for TensorBoard too")
 
     if not TYPE_CHECKING:  # a type checker is to see the keys, not **values

@@ -1,4 +1,4 @@
-"""Accuracy and both losses of a model over a whole split, in eval mode."""
+"""Accuracy, both losses, calibration and agreement with the teacher over a whole split, in eval mode."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dotkd import distributed
+from dotkd.calibration import calibration_error
 from dotkd.data import Batch, Dataset, SplitName, batch_count, batches
 from dotkd.distiller import Distiller, refuse_non_finite
 from dotkd.methods.activations import Activations, in_eval_mode, logits_of
 
 
 class Scores(NamedTuple):
-    """``accuracy`` is a fraction; the losses are means over the samples, ``distill_loss`` None where not known."""
+    """Of one model on one split; the losses are means over the samples. None where not known.
+
+    accuracy: fraction of the samples.
+    agreement: fraction of the samples for which student and teacher predict the same class.
+    calibration_error: see `dotkd.calibration`.
+    """
 
     accuracy: float
     task_loss: float
-    distill_loss: float | None
+    distill_loss: float | None = None
+    agreement: float | None = None
+    calibration_error: float | None = None
 
 
 @torch.no_grad()
@@ -67,11 +75,16 @@ def _own_share(
     return ((batch, number in share) for number, batch in enumerate(islice(found, most), start))
 
 
-def score(logits: Tensor, targets: Tensor) -> Scores:
-    """Accuracy and task loss of (N, C) logits against (N,) targets."""
+def score(logits: Tensor, targets: Tensor, taught: Tensor | None = None) -> Scores:
+    """Scores of (N, C) logits against (N,) targets and, for the agreement, the teacher's logits (N, C)."""
     targets = targets.to(logits.device)
-    accuracy = int((logits.argmax(1) == targets).sum()) / len(targets)
-    return Scores(accuracy, F.cross_entropy(logits, targets).item(), None)
+    predicted = logits.argmax(1)
+    return Scores(
+        accuracy=int((predicted == targets).sum()) / len(targets),
+        task_loss=F.cross_entropy(logits, targets).item(),
+        agreement=None if taught is None else int((predicted == taught.argmax(1)).sum()) / len(targets),
+        calibration_error=calibration_error(logits, targets).item(),
+    )
 
 
 class Examiner:
@@ -79,7 +92,8 @@ class Examiner:
 
     Args:
         distiller: whose teacher and method to measure with; None: the distillation loss stays unknown.
-        fixed: splits that a fixed teacher sees alike in every epoch. Its logits for them are computed once.
+        fixed: splits that a fixed teacher sees alike in every epoch. Its logits for them are computed once, for a
+            method that looks inside those held out alone.
         batch_size: also what a method that relates the samples of a batch is measured in.
 
     Raises:
@@ -97,10 +111,10 @@ class Examiner:
     ) -> None:
         self._dataset, self._distiller, self._batch_size, self._device = dataset, distiller, batch_size, device
         self._known: dict[SplitName, Tensor] = {}
-        for split in fixed if distiller and not distiller.looks_inside else ():
-            logits = self._ask_teacher(split)
-            refuse_non_finite(logits)
-            self._known[split] = logits
+        for split in fixed:
+            if distiller and not (distiller.looks_inside and split == "train"):
+                self._known[split] = self._ask_teacher(split)
+                refuse_non_finite(self._known[split])
 
     def known(self, split: SplitName) -> Tensor | None:
         """The teacher's logits for a fixed split, (N, C), in the split's order; None if there are none."""
@@ -110,12 +124,15 @@ class Examiner:
         """Scores of ``model`` in eval mode on the whole split, without augmentation.
 
         The loss of a method that looks inside is left out: it costs a pass of the teacher (see :meth:`final_scores`).
+        So is the agreement, where the teacher's logits are neither known nor asked for by a loss.
         """
         logits = predict(model, self._dataset, split, batch_size=self._batch_size, device=self._device)
-        scores = score(logits, self._targets(split))
+        taught = self._known.get(split)
         if self._distiller is None or self._distiller.looks_inside:
-            return scores
-        return scores._replace(distill_loss=self._loss_on_logits(self._distiller, logits, split))
+            return score(logits, self._targets(split), taught)
+        taught = self._ask_teacher(split) if taught is None else taught
+        loss = self._loss_on_logits(self._distiller, logits, taught, split)
+        return score(logits, self._targets(split), taught)._replace(distill_loss=loss)
 
     def final_scores(self, split: SplitName) -> Scores:
         """Scores of the distiller's student with the distillation loss of any method.
@@ -136,8 +153,7 @@ class Examiner:
         return score(logits, self._targets(split)).accuracy
 
     @torch.no_grad()
-    def _loss_on_logits(self, distiller: Distiller, logits: Tensor, split: SplitName) -> float:
-        taught = self._known[split] if split in self._known else self._ask_teacher(split)
+    def _loss_on_logits(self, distiller: Distiller, logits: Tensor, taught: Tensor, split: SplitName) -> float:
         targets = self._targets(split).to(logits.device)
         total = torch.zeros((), device=logits.device)
         for student, teacher, target in zip(

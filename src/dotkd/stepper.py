@@ -24,6 +24,7 @@ from dotkd.distiller import Distiller, refuse_non_finite
 from dotkd.methods.activations import in_eval_mode, logits_of
 from dotkd.metrics import Means
 from dotkd.models.hubs import is_of_library
+from dotkd.optim.diagnostics import Measurement, measure
 from dotkd.randomness import random_state, restore_random_state, seed_apart
 from dotkd.schedule import learning_rate
 from dotkd.summary import where_not_finite
@@ -63,6 +64,7 @@ class Stepper:
             if self._whole is None:
                 self._distiller.overlap()
         self.means = Means(parts.device)
+        self.measured: Measurement | None = None
         self._scaler = torch.amp.GradScaler(parts.device.type, enabled=parts.execution.precision == "fp16")
         self._clip = torch.tensor(config.clip_norm, device=parts.device) if config.clip_norm else None
         self.extra = self._distiller.extra if self._distiller else nn.ModuleDict()
@@ -76,8 +78,11 @@ class Stepper:
         """Steps skipped since the run began. Reading it waits for the device."""
         return self._skipped_before + self.optimizer.skipped_steps
 
-    def step(self, batch: Batch, number: int) -> None:
-        """Optimizer step ``number`` of the run (from 0). Nothing here may wait for the device."""
+    def step(self, batch: Batch, number: int, *, measuring: bool = False) -> None:
+        """Optimizer step ``number`` of the run (from 0). Nothing here may wait for the device.
+
+        With ``measuring``, in all processes, ``measured`` is of this step.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, number, self._steps_per_epoch)
         batch = self._arranged(batch)
@@ -100,6 +105,9 @@ class Stepper:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self._statistics.put_back_if(self.optimizer.last_step_skipped)
+        if measuring:
+            self.optimizer.average_buffers()
+            self.measured = measure(self.optimizer)
         self.optimizer.zero_grad()
         if self.average:
             self.average.update_parameters(self.student)

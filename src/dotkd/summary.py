@@ -41,6 +41,8 @@ def summarise(config: Config, history: History, device: torch.device, **figures:
             "last": last["val"]["accuracy"] if last and best else None,
             "best": best and best["val"]["accuracy"],
         },
+        "test_agreement": last and last["test"].get("agreement"),
+        "test_calibration_error": last and last["test"].get("calibration_error"),
         "ema_test_accuracy": last["ema"]["test"]["accuracy"] if last and "ema" in last else None,
         **figures,
         **provenance(device),

@@ -156,11 +156,12 @@ class Trainer:
             self.distiller.train()
         began, first = time.perf_counter(), self._step
         for batch in epoch_batches:
-            self._stepper.step(batch, self._step)
+            due = self._log_due()
+            self._stepper.step(batch, self._step, measuring=due and config.diagnostics)
             self._step += 1
             if self._display:
                 self._display.step()
-            due, saving = self._log_due(), bool(config.checkpoint_every and self._step % config.checkpoint_every == 0)
+            saving = bool(config.checkpoint_every and self._step % config.checkpoint_every == 0)
             if due or saving:
                 # Also where nothing is saved, for the bits not to depend on whether the run stops here.
                 self._stepper.settle()
@@ -179,14 +180,16 @@ class Trainer:
                 raise Interrupted(f"{stop.name} at step {self._step}: saved; `dotkd resume {self.out}` continues")
 
     def _log_due(self) -> bool:
-        """About every ``log_every`` steps, such that the records divide an epoch evenly and the last one closes it."""
+        """Whether a record follows the next step: about every ``log_every``, evenly, and the last closes the epoch."""
         records = max(1, round(self._steps_per_epoch / self.config.log_every))
         done = self._step - self._epoch * self._steps_per_epoch
-        return done * records // self._steps_per_epoch > (done - 1) * records // self._steps_per_epoch
+        return (done + 1) * records // self._steps_per_epoch > done * records // self._steps_per_epoch
 
     def _write_means(self, log: Log | NoLog, rate: float, batch: Batch) -> None:
         stepper = self._stepper
         task, distill, accuracy, _ = stepper.means.read()
+        skipped = stepper.skipped_steps
+        measured = stepper.measured.read(max(1, self._step - skipped)) if stepper.measured else None
         log.write(
             {
                 "kind": "train",
@@ -197,7 +200,8 @@ class Trainer:
                 "accuracy": accuracy,
                 "lr": stepper.optimizer.param_groups[0]["lr"],
                 "images_per_second": rate,
-                "skipped_steps": stepper.skipped_steps,
+                "skipped_steps": skipped,
+                **({"diagnostics": measured} if measured else {}),
                 **self._cache_counts(),
             }
         )

@@ -1,4 +1,4 @@
-"""`dotkd eval`: accuracy and task loss of a run's student, or of its export, on any data."""
+"""`dotkd eval`: accuracy, task loss and calibration of a run's student, or of its export, on any data."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def evaluate(
     say(
         results(),
         f"{path} on {data or config.data} ({split.value}): accuracy {100 * scores.accuracy:.2f} %, "
-        f"task loss {scores.task_loss:.4g}, n = {len(logits)}",
+        f"task loss {scores.task_loss:.4g}, calibration error {scores.calibration_error:.4f}, n = {len(logits)}",
     )
 
 
