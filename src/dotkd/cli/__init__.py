@@ -10,6 +10,7 @@ import typer
 import typer.core
 
 from dotkd.cli import (
+    analyse,
     bench,
     cache,
     compare,
@@ -68,6 +69,7 @@ for _name, _verb, _example in (
     ("train", train.train, train.EXAMPLE),
     ("resume", resume.resume, resume.EXAMPLE),
     ("compare", compare.compare, compare.EXAMPLE),
+    ("analyse", analyse.analyse, analyse.EXAMPLE),
     ("eval", evaluate.evaluate, evaluate.EXAMPLE),
     ("export", export.export, export.EXAMPLE),
     ("report", report.report, report.EXAMPLE),
