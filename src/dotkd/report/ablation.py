@@ -88,7 +88,7 @@ def _series(
         x, y = [point[0] for point in points], [point[1] for point in points]
         low = [None if width is None else mean - width for _, mean, width, _ in points]
         high = [None if width is None else mean + width for _, mean, width, _ in points]
-        series.append(Series(name, points[0][3], x, y, low, high))
+        series.append(Series(name, points[0][3], x, y, low, high, bars=True))
     return series
 
 
@@ -96,7 +96,7 @@ def _figure(title: str, label: str, key: str, series: Sequence[Series]) -> Lines
     values = [value for one in series for value in one.x if value is not None]
     positive = min(values) > 0
     x = Axis(key, key, log=positive and max(values) / min(values) >= _WIDE, switchable=positive)
-    caption = "Mean over seeds, band: 95 % interval; val-selected accuracy. Only the marked values were tried."
+    caption = "Mean over seeds, bars: 95 % interval; val-selected accuracy. Only the marked values were tried."
     return Lines(f"{title} against {key}", caption, x, Axis(label, title.lower()), series)
 
 

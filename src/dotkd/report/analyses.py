@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dotkd.evidence.flatness import QUANTITIES
+from dotkd.evidence.runs import Run
 from dotkd.evidence.settings import Table
 
 FILE = "analysis.json"
@@ -39,16 +41,15 @@ class Similarity(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """One run. loss: what was measured, in words. trace: of the Hessian, None where it has none."""
+    """One run. loss: what was measured, in words. figures: {quantity of `dotkd.evidence.flatness`: number}."""
 
-    seed: int
+    run: Run
     split: str
     samples: int
     loss: str
     line: Line | None
     plane: Plane | None
-    eigenvalues: Sequence[float | None]
-    trace: float | None
+    figures: Mapping[str, float | None]
     similarity: Similarity | None
 
 
@@ -58,28 +59,27 @@ def read_analyses(part: Table, problems: list[str]) -> dict[str, list[Analysis]]
     for cell, runs in part.runs.items():
         for run in runs:
             path = run.path / FILE
-            if not path.is_file():
+            if run.diverged or not path.is_file():
                 continue
             try:
-                found.setdefault(cell, []).append(_read(path, run.seed))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                found.setdefault(cell, []).append(_read(path, run))
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 problems.append(f"{path} cannot be read as an analysis: {type(error).__name__}: {error}")
     return {cell: analyses for cell, analyses in found.items() if analyses}
 
 
-def _read(path: Path, seed: int) -> Analysis:
+def _read(path: Path, run: Run) -> Analysis:
     contents: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    landscape, hessian, cka = (contents.get(name) or {} for name in ("landscape", "hessian", "cka"))
-    line, plane, trace = landscape.get("line"), landscape.get("plane"), hessian.get("trace") or {}
+    landscape, cka = (contents.get(name) or {} for name in ("landscape", "cka"))
+    line, plane = landscape.get("line"), landscape.get("plane")
     return Analysis(
-        seed,
+        run,
         str(contents["split"]),
         int(contents["samples"]),
         str(contents["loss"]),
         _line(line) if line else None,
         _plane(plane) if plane else None,
-        _vector(hessian.get("eigenvalues", []), None),
-        _number(trace.get("mean")),
+        {name: _number(value(contents)) for name, value in QUANTITIES.items()},
         _similarity(cka) if cka else None,
     )
 
@@ -108,8 +108,8 @@ def _matrix(rows: Sequence[Sequence[Any]], shape: tuple[int, int]) -> Matrix:
     return [_vector(row, shape[1]) for row in rows]
 
 
-def _vector(values: Sequence[Any], length: int | None) -> list[float | None]:
-    if length is not None and len(values) != length:
+def _vector(values: Sequence[Any], length: int) -> list[float | None]:
+    if len(values) != length:
         raise ValueError(f"expected {length} numbers, got {len(values)}")
     return [_number(value) for value in values]
 

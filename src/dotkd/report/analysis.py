@@ -8,33 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dotkd.evidence.statistics import Estimate, estimate
+from dotkd.evidence.settings import Table
+from dotkd.evidence.statistics import Estimate, estimate, paired_difference
 from dotkd.report.analyses import Analysis, Matrix, Plane
 from dotkd.report.figures import Album, Axis, Figure, Forest, Heat, Interval, Lines, Series
-from dotkd.report.markup import Content, Markup, joined, table, tag
-from dotkd.report.wording import amount, count, digits
+from dotkd.report.markup import ABSENT, Content, Markup, Number, joined, table, tag
+from dotkd.report.wording import amount, change_alone, count, probability
 
 _QUANTITIES = {"task_loss": "task loss", "distill_loss": "distillation loss", "accuracy": "accuracy, %"}
-_LARGEST = 3
+_NAMES = {
+    "rise": "rise of the task loss, halfway out on the line",
+    "eigenvalue": "largest eigenvalue of the Hessian",
+    "eigenvalue, normalised": "largest eigenvalue, normalised",
+    "trace": "trace of the Hessian",
+    "trace, normalised": "trace, normalised",
+    "cka": "CKA of the last features to the teacher's",
+}
+_FORESTS = {
+    "Largest eigenvalue of the Hessian": "eigenvalue",
+    "Largest eigenvalue, normalised": "eigenvalue, normalised",
+    "Trace of the Hessian": "trace",
+    "Trace of the Hessian, normalised": "trace, normalised",
+}
 _ALPHA, _BETA = (Axis(letter, letter) for letter in ("\N{GREEK SMALL LETTER ALPHA}", "β"))
 
 Analyses = Mapping[str, Sequence[Analysis]]
 
 
-def analysis_part(found: Analyses, styles: Mapping[str, int], album: Album) -> Markup:
+def analysis_part(part: Table, found: Analyses, styles: Mapping[str, int], album: Album) -> Markup:
     """All figures and the table of one setting."""
     first = next(iter(found.values()))[0]
-    measured = (
-        f"Measured on {first.samples} samples of the {first.split} split; {first.loss}. "
-        "Directions are random and scaled to the weights."
-    )
+    measured = f"Measured on {first.samples} samples of the {first.split} split; {first.loss}."
     figures: list[Figure] = [*_lines(found, styles), *_curvature(found)]
     maps = [*_planes(found), *_similarities(found)]
     return joined(
         [
             tag("p", measured, class_="note"),
             tag("div", *(album.show(figure) for figure in figures), class_="figures"),
-            _table(found),
+            _table(found, part),
             tag("div", *(album.show(figure) for figure in maps), class_="figures"),
         ]
     )
@@ -79,11 +90,8 @@ def _bound(value: Estimate, signed: int, scale: int) -> float | None:
 
 def _curvature(found: Analyses) -> list[Forest]:
     figures: list[Forest] = []
-    for title, values in (
-        ("Largest eigenvalue of the Hessian", {cell: _eigenvalue(runs, 0) for cell, runs in found.items()}),
-        ("Trace of the Hessian", {cell: _trace(runs) for cell, runs in found.items()}),
-    ):
-        rows = [_interval(cell, value) for cell, value in values.items() if value.mean is not None]
+    for title, quantity in _FORESTS.items():
+        rows = [_interval(cell, value) for cell, runs in found.items() if (value := _mean_of(runs, quantity)).n]
         if rows:
             caption = "Mean and 95 % interval over seeds; smaller is flatter."
             figures.append(Forest(title, caption, Axis(title, "value"), rows, zero=False))
@@ -94,32 +102,44 @@ def _interval(cell: str, value: Estimate) -> Interval:
     mean, width = value.mean, value.half_width
     assert mean is not None
     low, high = (None, None) if width is None else (mean - width, mean + width)
-    text = digits(mean) if width is None else f"{digits(mean)} ± {digits(width)}"
-    return Interval(cell, mean, low, high, "none", text, f"n = {value.n}")
+    return Interval(cell, mean, low, high, "none", str(amount(value).text), f"n = {value.n}")
 
 
-def _eigenvalue(analyses: Sequence[Analysis], place: int) -> Estimate:
-    return estimate([one.eigenvalues[place] for one in analyses if place < len(one.eigenvalues)])
+def _mean_of(analyses: Sequence[Analysis], quantity: str) -> Estimate:
+    return estimate([value for one in analyses if (value := one.figures[quantity]) is not None])
 
 
-def _trace(analyses: Sequence[Analysis]) -> Estimate:
-    return estimate([one.trace for one in analyses if one.trace is not None])
+def _table(found: Analyses, part: Table) -> Markup:
+    """One line a quantity and cell, with the paired difference to the cell it is compared with."""
+    against = {row.cell.name: row.cell.against for row in part.rows}
+    rows: list[list[Content]] = []
+    for quantity, name in _NAMES.items():
+        for cell, analyses in found.items():
+            value = _mean_of(analyses, quantity)
+            if not value.n:
+                continue
+            baseline = found.get(against[cell] or "", ())
+            change = paired_difference(_by_seed(analyses, quantity), _by_seed(baseline, quantity))
+            difference = ABSENT if change.mean is None else change_alone(change)
+            rows.append(
+                [name, cell, amount(value), Number(difference, change.mean), probability(change.p), count(value.n)]
+            )
+    caption = (
+        "Mean ± 95 % interval over seeds; difference to the cell each is compared with, by pairs, p not corrected. "
+        "Normalised: in units of the filters' norms, so that the scale of the weights does not enter"
+    )
+    return table(caption, ["quantity", "cell", "mean", "difference", "p", "n"], rows)
 
 
-def _table(found: Analyses) -> Markup:
-    most = max(len(one.eigenvalues) for analyses in found.values() for one in analyses)
-    places = range(min(most, _LARGEST))
-    rows: list[list[Content]] = [
-        [cell, *(amount(_eigenvalue(runs, k)) for k in places), amount(_trace(runs)), count(len(runs))]
-        for cell, runs in found.items()
-    ]
-    headers = ["cell", *(f"eigenvalue {k + 1}" for k in places), "trace", "runs"]
-    return table("Curvature: mean ± 95 % interval over seeds", headers, rows)
+def _by_seed(analyses: Sequence[Analysis], quantity: str) -> dict[int, float | None]:
+    return {one.run.seed: one.figures[quantity] for one in analyses}
 
 
 def _planes(found: Analyses) -> list[Heat]:
     shown = {cell: next((one for one in analyses if one.plane is not None), None) for cell, analyses in found.items()}
-    planes = {cell: (one.seed, one.plane) for cell, one in shown.items() if one is not None and one.plane is not None}
+    planes = {
+        cell: (one.run.seed, one.plane) for cell, one in shown.items() if one is not None and one.plane is not None
+    }
     if not planes:
         return []
     limits = _limits([plane for _, plane in planes.values()])

@@ -39,7 +39,10 @@ class End(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One line. style: its colour, dash and marker. low, high: its band. dots: single seeds. notes: a word a point."""
+    """One line. style: its colour, dash and marker. low, high: its band. dots: single seeds. notes: a word a point.
+
+    bars: the interval of each point by itself, where nothing was measured between them, instead of a band.
+    """
 
     name: str
     style: int
@@ -50,6 +53,7 @@ class Series(NamedTuple):
     dots: Sequence[tuple[float | None, float | None]] = ()
     end: End | None = None
     joined: bool = True
+    bars: bool = False
     notes: Sequence[str] | None = None
 
 
@@ -151,6 +155,7 @@ def _lines(figure: Lines) -> tuple[dict[str, Any], str, Markup]:
             "x": _short(one.x),
             "y": _short(one.y),
             "joined": one.joined,
+            "bars": one.bars,
             "hidden": place >= DRAWN,
         }
         if one.low is not None and one.high is not None and any(value is not None for value in one.low):

@@ -1,9 +1,9 @@
 """What the folders of a report hold: comparisons, runs by themselves, tuning; and what in them cannot be read.
 
 A folder is what the files in it say: `comparison.json` or `comparison.yaml` a comparison, `tune.json` a tuning,
-`summary.json` a run, `metrics.jsonl` or `config.yaml` alone a run that has not ended. Any other is searched. From
-`comparison.json` only the structure is taken; every number is read from the run folders, so that folders of any age are
-treated alike. Damage is no reason to withhold the rest: each file that cannot be read is told as a problem.
+`summary.json` a run; `metrics.jsonl` or `config.yaml` alone a run that has not ended, `tuning.yaml` alone such a tuning.
+Any other is searched, but for teachers. From `comparison.json` only the structure is taken; every number is read from
+the run folders, so that folders of any age are treated alike. Damage is no reason to withhold the rest: each file that cannot be read is told as a problem.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from dotkd.evidence.comparison import Cell, make_cells
-from dotkd.evidence.runs import METRICS, Run, is_finished, read_run
+from dotkd.evidence.runs import METRICS, Run, epochs_done, is_finished, read_run
 from dotkd.evidence.settings import Evidence, Table, corrected, make_table
 from dotkd.suggestion import suggestion
 
-COMPARISON, SHARED, TUNE = "comparison.json", "comparison.yaml", "tune.json"
-_NOT_SEARCHED = ("checkpoints", "logs", "export")
+COMPARISON, SHARED, TUNE, TUNING = "comparison.json", "comparison.yaml", "tune.json", "tuning.yaml"
+_NOT_SEARCHED = ("checkpoints", "logs", "export", "teacher")
 # A comparison without its JSON is put together from its runs; further keys that cells never differ in.
 _BESIDE_THE_POINT = ("seed", "teacher_weights", "threads")
 
@@ -105,7 +105,7 @@ def _search(directory: Path) -> Iterator[tuple[str, Path]]:
         if any((directory / name).is_file() for name in names):
             yield kind, directory
             return
-    if (directory / METRICS).is_file() or (directory / "config.yaml").is_file():
+    if any((directory / name).is_file() for name in (METRICS, "config.yaml", TUNING)):
         yield "begun", directory
         return
     for entry in sorted(directory.iterdir(), key=_in_human_order):
@@ -126,9 +126,7 @@ def _title(path: Path, directory: Path) -> str:
 
 
 def _progress(path: Path) -> str:
-    from dotkd.evidence.runs import epochs_done
-
-    return f"{epochs_done(path)} epochs done"
+    return "tuning goes on" if (path / TUNING).is_file() else f"{epochs_done(path)} epochs done"
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -55,7 +55,8 @@ function extent(series, key, marks, log) {
     if (one.end) bounds.push(one.end[`${key}low`], one.end[`${key}high`]);
     for (const bound of bounds) {
       if (bound === null || bound === undefined || (log && bound <= 0)) continue;
-      if (log) [low, high] = [Math.min(low, Math.max(bound, low / 1.5)), Math.max(high, Math.min(bound, high * 1.5))];
+      if (one.bars) [low, high] = [Math.min(low, bound), Math.max(high, bound)];
+      else if (log) [low, high] = [Math.min(low, Math.max(bound, low / 1.5)), Math.max(high, Math.min(bound, high * 1.5))];
       else [low, high] = [Math.min(low, Math.max(bound, low - room * 0.2)), Math.max(high, Math.min(bound, high + room * 0.2))];
     }
   }
@@ -127,7 +128,7 @@ function usable(scale, value) {
 }
 
 function drawBand(group, one, x, y) {
-  if (!one.low || !one.joined) return;
+  if (!one.low || one.bars) return;
   // A bound at or below zero has no place on a log scale: it lies below the plot, where the band is cut.
   const floor = (value) => y.place(y.log ? Math.max(value, y.low / 1e3) : value);
   const up = [], down = [];
@@ -160,8 +161,8 @@ function drawSeries(group, one, x, y) {
   }
   // A short curve shows a mark at each point, a long one now and then, so that lines are told apart without colour.
   for (const point of points) {
-    const far = last === null || Math.hypot(point.px - last.px, point.py - last.py) > (one.joined ? 46 : 0);
-    if (!one.joined && one.low && one.low[point.index] !== null) errorBar(group, one, point.px, point.px,
+    const far = last === null || Math.hypot(point.px - last.px, point.py - last.py) > (one.joined && !one.bars ? 46 : 0);
+    if (one.bars && one.low && one.low[point.index] !== null) errorBar(group, one, point.px, point.px,
       y.place(one.low[point.index]), y.place(one.high[point.index]));
     if (!far && point !== points[points.length - 1]) continue;
     group.append(marker(one.style, point.px, point.py, one.joined ? 3.4 : 4, { fill: colour(one.style), class: "point" }));

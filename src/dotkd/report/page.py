@@ -181,7 +181,7 @@ def _setting(
     if recorded:
         parts += [heading("What the streams did"), _grid(album, recorded)]
     if analysed:
-        parts += [heading("Analysis of the finished students"), analysis_part(analysed, styles, album)]
+        parts += [heading("Analysis of the finished students"), analysis_part(part, analysed, styles, album)]
     return joined(parts)
 
 

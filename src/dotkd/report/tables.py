@@ -7,11 +7,22 @@ from collections.abc import Sequence
 
 from dotkd.evidence.comparison import Row
 from dotkd.evidence.settings import Evidence, Table
-from dotkd.evidence.statistics import Estimate
+from dotkd.evidence.statistics import Difference, Estimate
 from dotkd.evidence.verdict import verdicts
 from dotkd.report.figures import Axis, Forest, Interval
 from dotkd.report.markup import ABSENT, Content, Markup, Number, joined, table, tag
-from dotkd.report.wording import amount, count, loss_change, percent, plain, points, probability, shown, sign
+from dotkd.report.wording import (
+    amount,
+    count,
+    loss_change,
+    percent,
+    plain,
+    points,
+    points_alone,
+    probability,
+    shown,
+    sign,
+)
 
 
 def verdict_part(evidence: Evidence) -> Markup:
@@ -59,20 +70,10 @@ def gains_forest(tables: Sequence[Table]) -> Forest | None:
             gain = row.gain
             if row.cell.against is None or gain.mean is None:
                 continue
-            mean, width = 100 * gain.mean, None if gain.half_width is None else 100 * gain.half_width
-            p = probability(gain.p_corrected).text
+            p = f"corrected p {probability(gain.p_corrected).text}" if gain.p is not None else "no test"
             name = f"{row.cell.name} \N{MINUS SIGN} {row.cell.against}"
-            rows.append(
-                Interval(
-                    f"{part.name}: {name}" if several else name,
-                    mean,
-                    None if width is None else mean - width,
-                    None if width is None else mean + width,
-                    shown(gain),
-                    points(gain)._replace(value=None).text.partition("<")[0].strip(),
-                    f"corrected p {p}, n = {gain.n}" if gain.p is not None else f"no test, n = {gain.n}",
-                )
-            )
+            bar = gain_bar(f"{part.name}: {name}" if several else name, gain)
+            rows.append(bar._replace(note=f"{p}, n = {gain.n}"))
     if not rows:
         return None
     return Forest(
@@ -82,6 +83,14 @@ def gains_forest(tables: Sequence[Table]) -> Forest | None:
         Axis("difference, percentage points", "difference"),
         rows,
     )
+
+
+def gain_bar(name: str, gain: Difference) -> Interval:
+    """A difference of accuracies, whose mean exists, in percentage points."""
+    assert gain.mean is not None
+    mean, width = 100 * gain.mean, None if gain.half_width is None else 100 * gain.half_width
+    low, high = (None, None) if width is None else (mean - width, mean + width)
+    return Interval(name, mean, low, high, shown(gain), points_alone(gain))
 
 
 def accuracy_table(part: Table, *, compared: bool) -> Markup:

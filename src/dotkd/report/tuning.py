@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dotkd.report.figures import Album, Axis, Lines, Series
+from dotkd.evidence.statistics import Difference, Estimate
+from dotkd.report.figures import Album, Axis, Forest, Interval, Lines, Series
 from dotkd.report.markup import ABSENT, Content, Markup, Number, folded, joined, table, tag
-from dotkd.report.wording import count, digits
+from dotkd.report.tables import gain_bar
+from dotkd.report.wording import count, digits, percent, points, probability
 
 _WIDE = 10.0
 
@@ -22,11 +24,13 @@ def tuning_part(contents: Mapping[str, Any], album: Album) -> Markup:
     styles = {name: place for place, name in enumerate(trainers)}
     return joined(
         [
+            *_final(contents.get("final"), album),
+            tag("h3", "What the trials chose"),
             _best(trainers, trials),
             tag("h3", "Protocol"),
             _protocol(contents["protocol"]),
             tag("h3", "Trials"),
-            *(album.show(figure) for figure in _scatters(trials, styles)),
+            tag("div", *(album.show(figure) for figure in _scatters(trials, styles)), class_="figures"),
             folded(f"All {sum(map(len, trials.values()))} trials", _all_trials(trials)),
         ]
     )
@@ -52,9 +56,42 @@ def _best(trainers: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trials
     return table("The best of each trainer, chosen on the validation split", headers, rows)
 
 
+def _final(final: Mapping[str, Any] | None, album: Album) -> list[Markup]:
+    """The final test, on seeds that no trial had: the one result of a tuning."""
+    if not final:
+        words = "No final test was made. Accuracies that trials were chosen by are too high to be results."
+        return [tag("p", words, class_="note")]
+    against, seeds = str(final["against"]), final["seeds"]
+    rows: list[list[Content]] = []
+    bars: list[Interval] = []
+    for name, found in final["trainers"].items():
+        last, selected = Estimate(**found["last"]), Estimate(**found["val_selected"])
+        line: list[Content] = [name, percent(last), percent(selected)]
+        for quantity in ("gain", "gain_val_selected"):
+            gain = Difference(**found[quantity]) if found.get(quantity) else None
+            line += [ABSENT, ABSENT] if gain is None else [points(gain), probability(gain.p)]
+            if gain is not None and gain.mean is not None and quantity == "gain":
+                bars.append(gain_bar(f"{name} \N{MINUS SIGN} {against}", gain))
+        rows.append([*line, count(last.n), count(last.diverged)])
+    headers = ["trainer", "last epoch %", "val-selected %", f"gain on {against}, last epoch", "p"]
+    headers += [f"gain on {against}, val-selected", "p", "n", "diverged"]
+    caption = f"Final test: the best of each trainer on {len(seeds)} fresh seeds, test split; p by pairs, not corrected"
+    parts = [tag("h3", "Final test"), table(caption, headers, rows)]
+    if bars:
+        what = "Difference in percentage points after the last epoch, mean and 95 % interval over paired seeds."
+        axis = Axis("difference, percentage points", "difference")
+        parts.insert(1, album.show(Forest("Gains in the final test", what, axis, bars)))
+    return parts
+
+
 def _protocol(protocol: Mapping[str, Any]) -> Markup:
-    rows: list[list[Content]] = [[str(key), _words(value)] for key, value in protocol.items()]
-    return table("How the search was done, alike for each trainer", ["what", "how"], rows, sortable=False)
+    """Its sentences where it has some, with the numbers folded away."""
+    rows: list[list[Content]] = [[str(key), _words(value)] for key, value in protocol.items() if key != "text"]
+    numbers = table("How the search was done", ["what", "how"], rows, sortable=False)
+    text = protocol.get("text")
+    if not isinstance(text, list):
+        return numbers
+    return joined([tag("ul", *(tag("li", str(line)) for line in text)), folded("The protocol in numbers", numbers)])
 
 
 def _words(value: Any) -> str:

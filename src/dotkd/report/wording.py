@@ -43,21 +43,32 @@ def amount(value: Estimate) -> Number:
 
 def points(change: Difference) -> Number:
     """A difference of accuracies in percentage points, and what its test showed."""
-    return _change(change, 100, lower_is_better=False)
+    return _judged(points_alone(change), change, lower_is_better=False)
+
+
+def points_alone(change: Difference) -> str:
+    """The same without what its test showed."""
+    return (
+        "" if change.mean is None else _with_width(minus(f"{100 * change.mean:+.2f}"), _width(change.half_width, 100))
+    )
 
 
 def loss_change(change: Difference) -> Number:
     """A difference of losses, and what its test showed; lower is better."""
-    return _change(change, 1, lower_is_better=True)
+    return _judged(change_alone(change), change, lower_is_better=True)
 
 
-def _change(change: Difference, scale: int, *, lower_is_better: bool) -> Number:
+def change_alone(change: Difference) -> str:
+    """A difference of amounts without what its test showed."""
+    if change.mean is None:
+        return ""
+    return _with_width(("+" if change.mean > 0 else "") + digits(change.mean), _beside(change.mean, change.half_width))
+
+
+def _judged(text: str, change: Difference, *, lower_is_better: bool) -> Number:
     if change.mean is None:
         return Number(ABSENT, None)
-    mean = f"{scale * change.mean:+.2f}" if scale == 100 else _signed(change.mean)
-    width = _width(change.half_width, 100) if scale == 100 else _beside(change.mean, change.half_width)
-    mark = sign(shown(change, lower_is_better=lower_is_better))
-    return Number(joined([_with_width(minus(mean), width), " ", mark]), change.mean)
+    return Number(joined([text, " ", sign(shown(change, lower_is_better=lower_is_better))]), change.mean)
 
 
 def probability(p: float | None) -> Number:
@@ -100,10 +111,6 @@ def _beside(mean: float, half_width: float | None) -> str | None:
 def minus(text: str) -> str:
     """A true minus sign in place of the hyphen."""
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + digits(value)
 
 
 def _width(half_width: float | None, scale: int) -> str | None:
