@@ -13,7 +13,6 @@ back apart; parameters come back as plain tensors and any kind of dict as a dict
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -27,16 +26,13 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dotkd.atomic_file import CheckpointError, sync, write, write_atomically
 from dotkd.packing import decode, encode, pack_tensors, unpack_tensors
 
 FORMAT = 1
 STUDENT, TENSORS, SKELETON, SUMS = "student.safetensors", "state.safetensors", "state.json", "SHA256SUMS"
 
 _FOLDER = re.compile(r"step-([0-9]{8,})(\.old)?")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint or a result could not be written, or none could be read; the text names the path."""
 
 
 class _DamagedError(Exception):
@@ -70,14 +66,14 @@ def save(directory: Path, step: int, *, student: Mapping[str, Tensor], state: ob
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sync(final.parent.parent)
+        sync(final.parent.parent)
         _sweep(final.parent)
         _refuse_later(final.parent, step)
         try:
             temporary.mkdir()
             for name, data in files.items():
-                _write(temporary / name, data)
-            _sync(temporary)
+                write(temporary / name, data)
+            sync(temporary)
             _swap_in(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -113,26 +109,6 @@ def load_latest(directory: Path) -> Checkpoint | None:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
         raise CheckpointError(f"every checkpoint in {directory} is damaged:{reasons}")
     return None
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace the file `path` by `data` (text as UTF-8): a reader sees the old file or the new, never a part.
-
-    Raises CheckpointError where the disk refuses; the old file is then whole and no temporary is left.
-    """
-    path = Path(path)
-    # One name for each target: what a killed writer left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            _write(temporary, data.encode() if isinstance(data, str) else data)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        _sync(path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -211,24 +187,6 @@ def _sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in files.items()}
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make renames in `directory` survive a loss of power."""
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _discard(path: Path) -> None:
     """Remove a folder so that no moment shows a part of it under a checkpoint's name."""
     hidden = path.with_name(f".{path.name}.tmp")
@@ -268,7 +226,7 @@ def _swap_in(temporary: Path, final: Path) -> None:
     if final.exists():
         os.rename(final, old)
     os.rename(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _prune(directory: Path, step: int) -> None:

@@ -40,6 +40,13 @@ class EvalPoint(NamedTuple):
     test: Scores
 
 
+class DiagnosticPoint(NamedTuple):
+    """What the streams did at a step, {quantity: {stream, or streams with a comma between: number}}."""
+
+    step: int
+    values: Mapping[str, Mapping[str, float | None]]
+
+
 class Run(NamedTuple):
     """A finished run, taken from its `summary.json`.
 
@@ -127,18 +134,31 @@ def read_evaluations(directory: Path) -> list[EvalPoint]:
     return [points[step] for step in sorted(points)]
 
 
+def read_diagnostics(directory: Path) -> list[DiagnosticPoint]:
+    """The diagnostics of the training steps that recorded some, in order; raises as `read_evaluations` does."""
+    points: dict[int, DiagnosticPoint] = {}
+    for line in _lines(directory / METRICS, holding='"diagnostics"'):
+        found = {
+            name: {stream: _number(value) for stream, value in _mapping(values).items()}
+            for name, values in _mapping(line.get("diagnostics")).items()
+        }
+        points[int(line["step"])] = DiagnosticPoint(int(line["step"]), found)
+    return [points[step] for step in sorted(points)]
+
+
 def epochs_done(directory: Path) -> int:
     """How many evaluations the run has written, counted without parsing: cheap enough to ask every second."""
     path = directory / METRICS
     return path.read_bytes().count(b'"eval"') if path.is_file() else 0
 
 
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+def _lines(path: Path, *, holding: str = "") -> Iterator[Mapping[str, Any]]:
+    """The records of a file; those without the text `holding` are not parsed."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, text in enumerate(lines, start=1):
-        if not text.strip():
+        if not text.strip() or holding not in text:
             continue
         try:
             yield _mapping(json.loads(text))
