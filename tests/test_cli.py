@@ -30,7 +30,7 @@ import tiny_runs
 from dotkd.cli import app, conduct, failures
 from dotkd.cli.campaign import make_plan
 from dotkd.config import Config
-from dotkd.evidence.jobs import Ending, Job, Work
+from dotkd.evidence.jobs import BLOCKED, Ending, Job, Work
 
 Tell = Callable[..., Any]
 
@@ -256,7 +256,8 @@ def run_here(jobs: list[Job], work: Work, *, started: Tell, ended: Tell, **_: ob
     endings: dict[str, Ending] = {}
     for job in jobs:
         started(job)
-        endings[job.name] = Ending(work(job))
+        need = endings.get(job.needs or "", Ending("done"))
+        endings[job.name] = Ending(work(job) if need.outcome == "done" else BLOCKED)
         ended(job, endings[job.name])
     return endings
 

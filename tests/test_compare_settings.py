@@ -119,7 +119,7 @@ def test_folders_are_safe_and_apart():
     [
         (["lr=0.1"], {}, "expected a recipe's name or a YAML file, got none"),
         (["digits", "digits"], {}, "expected recipes of different names, got digits more than once"),
-        (["digits", "mnist"], {}, "mnist: mnist: expected a recipe's name or a YAML file"),
+        (["lr=2", "digit", "mnist"], {}, "\nmnist: expected a recipe's name or a YAML file"),
         (["digits"], {"vary": ["delta"]}, "expected --vary KEY=V,V,..., got 'delta'"),
         (["digits"], {"vary": ["delta="]}, "expected --vary KEY=V,V,..., got 'delta='"),
         (["digits"], {"vary": ["delta=0.05,,0.1"]}, "--vary delta: expected values in YAML with commas, got"),

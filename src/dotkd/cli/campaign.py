@@ -136,7 +136,8 @@ def make_plan(
         try:
             settings.append(_setting(point, folder, overrides, names, chosen, seeds, alone=len(found) == 1))
         except ConfigError as error:
-            problems += [line if len(found) == 1 else f"{point.name}: {line}" for line in error.problems]
+            told = "" if len(found) == 1 else f"{point.name}: "
+            problems += [told + line.removeprefix(told) for line in error.problems]
     if problems:
         raise ConfigError("\n".join(problems))
     _refuse_equals(settings)
