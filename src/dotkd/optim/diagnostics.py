@@ -166,9 +166,11 @@ def _products(params: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
     ``params``: for each parameter its rows, with one dimension and equally many elements.
     """
     wide = torch.promote_types(params[0][0].dtype, torch.float32)
-    waiting: list[tuple[Tensor, ...]] = []
+    pieces: list[Sequence[Tensor]] = []
+    for rows in params:
+        pieces += [rows] if rows[0].numel() <= _PIECE else zip(*(row.split(_PIECE) for row in rows), strict=True)
+    waiting: list[Sequence[Tensor]] = []
     count = 0
-    pieces = [piece for rows in params for piece in zip(*(row.split(_PIECE) for row in rows), strict=True)]
     for number, piece in enumerate(pieces, 1):
         waiting.append(piece)
         count += piece[0].numel()
