@@ -174,7 +174,7 @@ def lines(protocol: Protocol, samples: int) -> list[str]:
     ]
     sizes = {len(space) for space in protocol.spaces.values()}
     if len(sizes) > 1:
-        told[-1] += "; more to search at the same budget is a handicap, not an advantage"
+        told[-1] += "; at the same budget the larger space holds more and is searched more thinly"
     if all("task_weight" not in space for space in protocol.spaces.values()) and config.method != "none":
         told.append("the task weight stays: with lr and distill_weight free, it would only repeat what they can do")
     if "sgd-matched" in protocol.spaces and {"lr", "distill_weight", "delta"} <= set(protocol.spaces["sgd-matched"]):
