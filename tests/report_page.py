@@ -60,9 +60,13 @@ class Page(HTMLParser):
                 self._rows[-1][-1] += data
 
     @property
-    def figures(self) -> dict[str, dict[str, Any]]:
+    def all_figures(self) -> list[dict[str, Any]]:
         ((_, text),) = [entry for entry in self.scripts if entry[0].get("id") == "figures"]
-        return {figure["title"]: figure for figure in json.loads(text)}
+        return json.loads(text)
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        return {figure["title"]: figure for figure in self.all_figures}
 
 
 def page(out: Path, *directories: Path) -> Page:
