@@ -111,14 +111,20 @@ Figure = Lines | Forest | Heat
 
 
 class Album:
-    """All figures of a page: each is put into the page where it is made, its data kept for the script."""
+    """All figures of a page: each is put into the page where it is made, its data kept for the script.
+
+    place: the setting that the next figures are of, where there are several; added to their titles.
+    """
 
     def __init__(self) -> None:
         self.data: list[dict[str, Any]] = []
+        self.place = ""
 
     def show(self, figure: Figure) -> Markup:
         """The figure's place in the page, with its caption and its table."""
         number = len(self.data)
+        if self.place:
+            figure = figure._replace(title=f"{figure.title} ({self.place})")
         if isinstance(figure, Lines):
             data, caption, numbers = _lines(figure)
         elif isinstance(figure, Forest):

@@ -1,9 +1,10 @@
 """What the folders of a report hold: comparisons, runs by themselves, tuning; and what in them cannot be read.
 
 A folder is what the files in it say: `comparison.json` or `comparison.yaml` a comparison, `tune.json` a tuning,
-`summary.json` a run; `metrics.jsonl` or `config.yaml` alone a run that has not ended, `tuning.yaml` alone such a tuning.
-Any other is searched, but for teachers. From `comparison.json` only the structure is taken; every number is read from
-the run folders, so that folders of any age are treated alike. Damage is no reason to withhold the rest: each file that cannot be read is told as a problem.
+`summary.json` a run; `metrics.jsonl` or `config.yaml` alone a run that has not ended, `tuning.yaml` alone a tuning that
+has not. Any other is searched, but for teachers. From `comparison.json` only the structure is taken; every number is
+read from the run folders, so that folders of any age are treated alike. Damage is no reason to withhold the rest: each
+file that cannot be read is told as a problem.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from dotkd.evidence.comparison import Cell, make_cells
+from dotkd.evidence.comparison import NO_DISTILLATION, PLAIN_TRAINERS, Cell, make_cells
 from dotkd.evidence.runs import METRICS, Run, epochs_done, is_finished, read_run
 from dotkd.evidence.settings import Evidence, Table, corrected, make_table
 from dotkd.suggestion import suggestion
@@ -203,12 +204,16 @@ def _planned(folder: Path, contents: Mapping[str, Any]) -> Iterator[tuple[_Setti
 def _from_runs(folder: Path) -> tuple[_Setting, Mapping[str, Sequence[Path]]]:
     """A comparison that is still going on has no table yet: its cells are those whose folders are there."""
     paths: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*/seed-*"), key=_in_human_order):
+    for path in sorted(folder.glob("*/seed-*"), key=lambda path: (path.parent.name, _in_human_order(path))):
         paths.setdefault(path.parent.name, []).append(path)
     ended = [read_run(path) for found in paths.values() for path in found if is_finished(path)]
     if not ended:
         raise ValueError(f"{folder} is a comparison without a run that ended")
-    methods, trainers = (list(dict.fromkeys(getattr(run, what) for run in ended)) for what in ("method", "trainer"))
+    # Plain ones first, as the baselines that they are; the rest in the order of their folders.
+    methods = sorted(
+        dict.fromkeys(run.method for run in ended), key=lambda name: (name != NO_DISTILLATION, name != "kd")
+    )
+    trainers = sorted(dict.fromkeys(run.trainer for run in ended), key=lambda name: name not in PLAIN_TRAINERS)
     cells = [cell for cell in make_cells(methods, trainers) if cell.name in paths]
     names = {cell.name for cell in cells}
     kept = [cell if cell.against in names else cell._replace(against=None) for cell in cells]
@@ -241,16 +246,21 @@ def _loose_runs(runs: Sequence[Run], unfinished: Sequence[str]) -> Subject:
     names = _distinct([_place_of(group) for group in groups.values()])
     by_name = dict(zip(names, groups.values(), strict=True))
     cells = [Cell(name, group[0].method, group[0].trainer, None) for name, group in by_name.items()]
-    title = names[0] if len(names) == 1 else f"{len(runs)} runs"
+    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
     table = make_table(title, cells, by_name)
     return Subject(title, corrected(title, [table]), False, {title: unfinished})
 
 
 def _place_of(group: Sequence[Run]) -> Path:
-    """The folder that stands for one run, or for several seeds: without the seed in its name."""
+    """The folder that stands for one run, or for several seeds: what their names share without the seed."""
     path = group[0].path.resolve()
     if len(group) == 1:
         return path
+    places = {_without_seed(run.path.resolve()) for run in group}
+    return places.pop() if len(places) == 1 else path.with_name(f"{path.name} and {len(group) - 1} more")
+
+
+def _without_seed(path: Path) -> Path:
     stem = path.name.rstrip("0123456789").rstrip("-_").removesuffix("seed").rstrip("-_")
     return path.parent / stem if stem else path.parent
 

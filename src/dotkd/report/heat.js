@@ -10,6 +10,12 @@ function ramp(share) {
   return RAMP[index].map((low, part) => Math.round(low + (RAMP[index + 1][part] - low) * (place - index)));
 }
 
+// Relative luminance (WCAG 2); at 0.179 black and white stand out from a colour alike, at 4.6 : 1.
+function luminance(rgb) {
+  const [r, g, b] = rgb.map((part) => part / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
 function drawHeat(holder, figure, state, width) {
   const columns = figure.x.values.length, rows = figure.z.length;
   const named = typeof figure.x.values[0] === "string";
@@ -37,8 +43,8 @@ function drawHeat(holder, figure, state, width) {
     const px = frame.left + (column + 0.5) * cell, py = centre(row);
     root.append(svg("rect", { x: px - cell / 2, y: py - tall / 2, width: cell + 0.5, height: tall + 0.5, fill: `rgb(${rgb})`, class: "cell" }));
     if (named && cell > 36) {
-      const light = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140;
-      root.append(label(value.toFixed(2), px, py + 4, { "text-anchor": "middle", class: light ? "on-light" : "on-dark" }));
+      const paper = luminance(rgb) > 0.179 ? "on-light" : "on-dark";
+      root.append(label(value.toFixed(2), px, py + 4, { "text-anchor": "middle", class: paper }));
     }
     points.push({ px, py, row: named ? row : rows - row, index: column, said: [xNames[column], yNames[row], value] });
   }));

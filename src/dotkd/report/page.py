@@ -130,11 +130,13 @@ def _subject(subject: Subject, identity: str, album: Album, problems: list[str])
         parts.append(tag("div", class_="choice"))
     for number, part in enumerate(tables):
         unfinished = subject.unfinished.get(part.name, ())
+        album.place = part.name if several else ""
         inside = _setting(part, styles, unfinished, album, problems, compared=compared, level=4 if several else 3)
         if several:
             heading = tag("h3", part.name)
             inside = tag("section", heading, inside, id=f"{identity}-{number}", data_setting=part.name)
         parts.append(inside)
+    album.place = ""
     parts += [
         tag("h3", "Configurations side by side"),
         configs_part(tables),
