@@ -66,7 +66,7 @@ def teacher(out: Path, own: Sequence[Path], trained: Config, *, alone: bool) -> 
 def claim(plan: Plan) -> None:
     """Makes the folders of the comparison. ValueError where they hold another; nothing is written then."""
     from dotkd import config_sources
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     known = (plan.out / SHARED).is_file() or (plan.out / SETTINGS).is_file()
     entries = list(plan.out.iterdir()) if plan.out.exists() else []

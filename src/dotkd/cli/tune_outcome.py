@@ -12,6 +12,7 @@ from rich.console import Console
 from dotkd.cli import console as consoles
 from dotkd.cli.console import results, say
 from dotkd.evidence.statistics import Difference, Estimate
+from dotkd.report import write_report
 from dotkd.tuning import final
 from dotkd.tuning.protocol import Protocol, as_json
 from dotkd.tuning.space import at_edge
@@ -34,7 +35,7 @@ def publish(
     samples: of the validation split. failed: names of trials that failed now, "TRAINER trial N". seeds: of the final
     test. command: what continues the tuning.
     """
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     best = {name: found for name in records if (found := best_of(records[name]))}
     told_by = as_json(protocol, samples)
@@ -54,6 +55,7 @@ def publish(
     for name, record in best.items():
         written.append(protocol.out / f"best-{name}.yaml")
         write_atomically(written[-1], protocol.configured(name, record.params).to_yaml())
+    written.append(write_report([protocol.out], protocol.out / "report.html").path)
     out = results()
     _show_trials(out, protocol, records, best)
     if rows:

@@ -108,7 +108,7 @@ def make_protocol(
 def claim(protocol: Protocol) -> None:
     """Makes the folder of the tuning. ValueError where it holds another, or something else."""
     from dotkd import config_sources
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     wanted: Any = config_sources.parse(config_sources.dump(_held(protocol)))  # tuples have become lists
     path = protocol.out / FILE
