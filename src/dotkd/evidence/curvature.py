@@ -167,8 +167,8 @@ class _Taken(nn.Module):
 def _exact_products() -> Generator[None, None, None]:
     """Within, convolutions on CUDA keep the digits of float32 (no TF32) and give the same bits each time.
 
-    torch 2.13 says that torch.jit.script is deprecated where curvlinops is imported and jvp is first called: that warning
-    alone is kept back.
+    torch 2.13 says that torch.jit.script is deprecated where curvlinops is imported and jvp is first called: that
+    warning alone is kept back.
     """
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with warnings.catch_warnings(), exact:
