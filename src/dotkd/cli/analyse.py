@@ -103,7 +103,7 @@ def show(rows: Sequence[Row]) -> None:
             if row.against is not None and change.mean is not None:
                 width = "-" if change.half_width is None else _digits(change.half_width)
                 sign = "+" if change.mean > 0 else ""
-                changes.add_row(row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change))
+                changes.add_row(row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change.p))
     if changes.row_count:
         consoles.say(out, "paired differences")
         out.print(changes)
