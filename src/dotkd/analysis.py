@@ -12,7 +12,7 @@ running statistics), weight decay left out:
 
 Losses are unweighted in the first two. Runs that are analysed with one seed share the samples, and those of one
 architecture the directions. The distillation loss of a method that looks inside the models is left out: it is
-no function of logits alone.
+no function of logits alone; that of a method that relates the samples of a batch is of the batches used here.
 """
 
 from __future__ import annotations

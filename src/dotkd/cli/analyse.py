@@ -80,27 +80,30 @@ def find_runs(directory: Path) -> list[Path]:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Prints the means, and where cells are compared the paired differences."""
+    """Prints the means, and where cells are compared the paired differences; each table fits 80 columns."""
     from dotkd.cli import console as consoles
-    from dotkd.cli.tables import DASH, _count, _digits, _loss, _p
+    from dotkd.cli.tables import _count, _digits, _loss, _p
     from dotkd.evidence.flatness import QUANTITIES
 
     out = consoles.results()
-    means = consoles.table(out, "cell", "n", *QUANTITIES)
-    changes = consoles.table(out, "cell", "against", *(word for name in QUANTITIES for word in (name, "p")))
+    measured = [name for name in QUANTITIES if any(row.figures[name][0].n for row in rows)]
+    for names in (measured[:3], measured[3:]):
+        if not names:
+            continue
+        means = consoles.table(out, "cell", "n", *names)
+        for row in rows:
+            figures = [row.figures[name][0] for name in names]
+            counts = max(figures, key=lambda mean: mean.n + mean.diverged)
+            means.add_row(row.cell, _count(counts), *map(_loss, figures))
+        out.print(means)
+    changes = consoles.table(out, "cell", "against", "of", "difference", "p")
     for row in rows:
-        counts = max((mean for mean, _ in row.figures.values()), key=lambda mean: mean.n + mean.diverged)
-        means.add_row(row.cell, _count(counts), *(_loss(mean) for mean, _ in row.figures.values()))
-        if row.against is not None:
-            words: list[str] = []
-            for _, change in row.figures.values():
-                if change.mean is None:
-                    words += [DASH, DASH]
-                    continue
-                width = DASH if change.half_width is None else _digits(change.half_width)
-                words += [f"{'+' if change.mean > 0 else ''}{_digits(change.mean)} ± {width}", _p(change)]
-            changes.add_row(row.cell, row.against, *words)
-    out.print(means)
+        for name in measured:
+            change = row.figures[name][1]
+            if row.against is not None and change.mean is not None:
+                width = "-" if change.half_width is None else _digits(change.half_width)
+                sign = "+" if change.mean > 0 else ""
+                changes.add_row(row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change.p))
     if changes.row_count:
         consoles.say(out, "paired differences")
         out.print(changes)

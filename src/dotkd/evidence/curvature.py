@@ -81,7 +81,7 @@ def curvature(
     coordinates = _Coordinates(model, loss, normalised=normalised)
     if not len(coordinates.moved):
         raise ValueError("expected a model with a parameter of two dimensions or more, got none")
-    with _without_torch_jit_warning():
+    with _exact_products():
         # A batch is a mapping, which the operator hands on as it is; the labels are in it, and what it takes for a
         # prediction is the loss already.
         operator = _curvlinops().HessianLinearOperator(
@@ -164,9 +164,14 @@ class _Taken(nn.Module):
 
 
 @contextmanager
-def _without_torch_jit_warning() -> Generator[None, None, None]:
-    """torch 2.13 says that torch.jit.script is deprecated where curvlinops is imported and jvp is first called."""
-    with warnings.catch_warnings():
+def _exact_products() -> Generator[None, None, None]:
+    """Within, convolutions on CUDA keep the digits of float32 (no TF32) and give the same bits each time.
+
+    torch 2.13 says that torch.jit.script is deprecated where curvlinops is imported and jvp is first called: that
+    warning alone is kept back.
+    """
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with warnings.catch_warnings(), exact:
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=DeprecationWarning)
         yield
 
