@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dotkd import DOT, losses, models, schedule
 from dotkd.allocator import keep_freed_memory
 from dotkd.bench.rounds import Conditions, Quantity, timed_in_turns
-from dotkd.evidence.statistics import estimate, paired_difference
+from dotkd.evidence.statistics import estimate, holm, paired_difference
 from dotkd.optim import StreamSGD
 
 STACK = 16  # seeds trained at once: more of them leave the processor's cache
@@ -166,14 +166,6 @@ def _work(variant: Variant) -> Callable[[], None]:
             streams.update(*streams.gradients(logits, outputs[0][None], a, b, step, step / 8), lr=1e-3, decay=5e-4)
 
     return work
-
-
-def holm(p: dict[str, float]) -> dict[str, float]:
-    """Holm's (1979) corrected p-values: the i-th smallest of m times m - i + 1, made to rise."""
-    corrected, highest = {}, 0.0
-    for place, name in enumerate(sorted(p, key=lambda name: p[name])):
-        corrected[name] = highest = min(1.0, max(highest, (len(p) - place) * p[name]))
-    return corrected
 
 
 def table(problem: Problem, lines: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> str:

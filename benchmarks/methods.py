@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dotkd import Config, Trainer
-from dotkd.checkpoint import write_atomically
+from dotkd.atomic_file import write_atomically
 from dotkd.methods import METHODS
 from dotkd.trainer import Diverged, teacher_run
 

@@ -70,4 +70,4 @@ class Page(HTMLParser):
 
 
 def page(out: Path, *directories: Path) -> Page:
-    return Page(write_report(directories, out / "report.html"))
+    return Page(write_report(directories, out / "report.html").path)

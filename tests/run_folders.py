@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def make_run(
     task: float | None = 0.4,
     distill: float | None = 1.2,
     status: str = "done",
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -40,7 +41,7 @@ def make_run(
         "trainer": trainer,
         "method": method,
         "seed": seed,
-        "config": {"lr": 0.05},
+        "config": {"lr": 0.05} if config is None else dict(config),
         "test_accuracy": {"last": accuracy, "val_selected": accuracy, "best_of_test": accuracy},
         "losses": {"train": {"task": task, "distill": distill}, "test": {"task": task, "distill": distill}},
         "teacher_test_accuracy": 0.95,

@@ -30,11 +30,11 @@ import tiny_runs
 from dotkd.cli import app, conduct, failures
 from dotkd.cli.campaign import make_plan
 from dotkd.config import Config
-from dotkd.evidence.jobs import Ending, Job, Work
+from dotkd.evidence.jobs import BLOCKED, Ending, Job, Work
 
 Tell = Callable[..., Any]
 
-VERBS = ("demo", "train", "resume", "compare", "eval", "export", "recipes", "methods", "models", "cache")
+VERBS = ("demo", "train", "resume", "compare", "tune", "eval", "export", "recipes", "methods", "models", "cache")
 TINY = ("teacher=mlp", "student=mlp", "student_options={width: 8}", "teacher_options={width: 8}", "epochs=2")
 TINY += ("batch_size=24", "threads=1", "device=cpu", "log_every=2")
 
@@ -256,7 +256,8 @@ def run_here(jobs: list[Job], work: Work, *, started: Tell, ended: Tell, **_: ob
     endings: dict[str, Ending] = {}
     for job in jobs:
         started(job)
-        endings[job.name] = Ending(work(job))
+        need = endings.get(job.needs or "", Ending("done"))
+        endings[job.name] = Ending(work(job) if need.outcome == "done" else BLOCKED)
         ended(job, endings[job.name])
     return endings
 

@@ -4,6 +4,7 @@ The contract:
 - every job ends in one word; a job whose need did not end in "done" is blocked, one whose worker dies has failed and
   the reason is the last line it printed or the signal that took it, and no other job is touched by that;
 - after a signal no job starts, each that runs gets one SIGTERM, a second signal kills; nothing is then called failed;
+- workers are spread evenly over the places, and each sees the environment variables of its own from its first moment;
 - what jobs print is in their logs alone, and a log that would be empty does not exist;
 - workers of a parent that vanished stop by themselves, and hold the lock until they have.
 """
@@ -131,6 +132,35 @@ def test_handlers_are_put_back():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def place(job: Job) -> str:
+    """The place of the worker, told apart by process: who takes a second job has had its place from the first."""
+    (job.directory / job.name).write_text(f"{os.getpid()} {os.environ.get('PLACE')}")
+    while len(list(job.directory.iterdir())) < job.config["together"]:  # so that each worker gets one
+        time.sleep(0.01)
+    return "done"
+
+
+def test_workers_are_spread_over_the_places(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    jobs = [Job(str(k), tmp_path / "runs", {"together": 3}, tmp_path / "logs" / str(k)) for k in range(3)]
+    endings = run_jobs(jobs, place, workers=3, flag=StopFlag(), places=[{"PLACE": "a"}, {"PLACE": "b"}])
+    assert set(endings.values()) == {Ending("done")}
+    found = [(tmp_path / "runs" / job.name).read_text().split() for job in jobs]
+    assert [where for _, where in found] == ["a", "b", "a"]
+    assert len({process for process, _ in found}) == 3
+    assert "PLACE" not in os.environ
+
+
+def test_a_worker_that_died_is_replaced_where_it_was(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    config = {"together": 2}
+    jobs = [Job(str(k), tmp_path / "runs", config, tmp_path / "logs" / str(k)) for k in range(2)]
+    dead = Job("dead", tmp_path / "runs" / "missing", config, tmp_path / "logs" / "dead")  # nowhere to write to
+    endings = run_jobs([dead, *jobs], place, workers=2, flag=StopFlag(), places=[{"PLACE": "a"}, {"PLACE": "b"}])
+    assert [endings[name].outcome for name in ("dead", "0", "1")] == [FAILED, "done", "done"]
+    assert sorted((tmp_path / "runs" / job.name).read_text().split()[1] for job in jobs) == ["a", "b"]
+
+
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="expected at least one worker, got 0"):
         run_jobs([], do, workers=0, flag=StopFlag())
@@ -176,3 +206,22 @@ def test_lock_is_for_one_comparison(tmp_path: Path):
     assert waited == [True]
     with alone(tmp_path / "lock", patience=0):
         pass
+
+
+def test_a_job_is_prepared_when_it_is_handed_out(tmp_path: Path):
+    heard: list[str] = []
+
+    def prepared(job: Job) -> Job:
+        heard.append(f"prepare {job.name}")
+        return job._replace(config={"word": f"{job.name} after {len(heard)}"})
+
+    endings = run_jobs(
+        [job(tmp_path, "a"), job(tmp_path, "b")],
+        do,
+        workers=1,
+        flag=StopFlag(),
+        prepared=prepared,
+        ended=lambda job, ending: heard.append(f"end {job.name}: {job.config['word']}"),
+    )
+    assert heard == ["prepare a", "end a: a after 1", "prepare b", "end b: b after 3"]
+    assert [ending.outcome for ending in endings.values()] == ["a after 1", "b after 3"]

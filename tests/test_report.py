@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dotkd.report import make_report
+from dotkd.report import write_report
 from report_folders import BASES, METHODS, SEEDS, comparison, full_run, tuning
 from report_page import Page, page
 from run_folders import make_run
@@ -201,7 +201,7 @@ def test_a_hundred_runs_make_less_than_two_megabytes(tmp_path: Path):
     for number in range(100):
         cell = list(BASES)[number % len(BASES)]
         full_run(tmp_path / "runs" / f"run-{number}", cell, 0, epochs=60, lr=0.01 + number / 1000)
-    written = make_report([tmp_path / "runs"], tmp_path / "report.html")
+    written = write_report([tmp_path / "runs"], tmp_path / "report.html")
     assert written.path.stat().st_size < 2e6
     shown = Page(written.path)
     accuracy = shown.figures["Test accuracy"]

@@ -99,7 +99,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for lr in (0.01, 0.1):
         full_run(home / f"a-run-with-a-very-long-name-indeed-lr-{lr}", "kd", 0, lr=lr)
     full_run(home / "<img src=x onerror=alert(1)>", "kd+dot", 0, lr=0.1)
-    return write_report([home], home / "report.html")
+    return write_report([home], home / "report.html").path
 
 
 @pytest.fixture(scope="module")

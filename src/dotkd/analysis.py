@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from dotkd import data, models
 from dotkd.assembly import Parts, assemble
-from dotkd.checkpoint import write_atomically
+from dotkd.atomic_file import write_atomically
 from dotkd.config import Config
 from dotkd.distiller import Distiller
 from dotkd.evidence.curvature import Curvature, curvature

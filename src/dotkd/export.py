@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dotkd import __version__, data, models
-from dotkd.checkpoint import write_atomically
+from dotkd.atomic_file import write_atomically
 from dotkd.config import Config
 from dotkd.data import Dataset
 from dotkd.distiller import logits_of

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dotkd.atomic_file import write_atomically
 from dotkd.cache.records import Records
-from dotkd.checkpoint import write_atomically
 
 FORMAT = 1
 HEADER, RECORDS, FILLED, LOCK = "cache.json", "records.npy", "filled.npy", "cache.lock"

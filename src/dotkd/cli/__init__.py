@@ -25,6 +25,7 @@ from dotkd.cli import (
     report,
     resume,
     train,
+    tune,
 )
 
 EPILOG = """\b
@@ -34,7 +35,7 @@ Exit codes:
   2    wrong input: nothing was started
   3    a run diverged
   75   interrupted, a checkpoint is saved: `dotkd resume DIR` (or the same
-       `dotkd compare`, `dotkd demo`) continues
+       `dotkd compare`, `dotkd tune`, `dotkd demo`) continues
   130  interrupted before there was anything to save
 
 \b
@@ -69,6 +70,7 @@ for _name, _verb, _example in (
     ("train", train.train, train.EXAMPLE),
     ("resume", resume.resume, resume.EXAMPLE),
     ("compare", compare.compare, compare.EXAMPLE),
+    ("tune", tune.tune, tune.EXAMPLE),
     ("analyse", analyse.analyse, analyse.EXAMPLE),
     ("eval", evaluate.evaluate, evaluate.EXAMPLE),
     ("export", export.export, export.EXAMPLE),

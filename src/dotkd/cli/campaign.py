@@ -5,7 +5,8 @@ trained with the values outside `--vary`, unless it is data or teacher that vary
 whoever varies `lr` or `epochs` does not mean the teacher's.
 
 Cells that come out equal in several settings, as plain SGD does at another delta, are trained once: the run lies where
-it was first needed, with the configuration of that setting, and counts in all of them.
+it was first needed, with the configuration of that setting, and counts in all of them; so do finished runs of settings
+that the folder holds from before and this command does not name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from dotkd.cli import layout
+from dotkd.cli import layout, sharing
 from dotkd.cli.cells import of_cell, used
 from dotkd.cli.settings import Point, check_overrides, points, safe, sources, title
 from dotkd.evidence.comparison import NO_DISTILLATION, Cell, check_names, make_cells, plain_trainer
@@ -54,12 +55,14 @@ class Setting(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is compared. homes: {(setting's name, cell's name): the folders of cells whose runs are the same}."""
+    """What is compared. shared: for each cell of each setting the folders of the cells whose runs are the same; before:
+    likewise, those of other settings that the folder holds."""
 
     name: str
     out: Path
     settings: list[Setting]
-    homes: dict[tuple[str, str], list[Path]]
+    shared: sharing.Folders
+    before: sharing.Folders
 
     @property
     def teachers(self) -> list[Teacher]:
@@ -73,11 +76,12 @@ class Plan(NamedTuple):
 
     def directory(self, setting: Setting, cell: Cell, seed: int) -> Path:
         """The run folder of one cell and seed: of equal runs the one that is furthest, else the first."""
-        homes = self.homes[setting.point.name, cell.name]
-        own = setting.directory / cell.name
-        folders = [home / f"seed-{seed}" for home in sorted(homes, key=lambda home: home != own)]
-        furthest = [path for path in folders if is_finished(path)] or [path for path in folders if layout.begun(path)]
-        return furthest[0] if furthest else homes[0] / f"seed-{seed}"
+        name = (setting.point.name, cell.name)
+        homes = [home / f"seed-{seed}" for home in self.shared[name]]
+        before = [home / f"seed-{seed}" for home in self.before[name]]
+        mine = sorted(homes, key=lambda path: path.parent.parent != setting.directory)
+        finished = [path for path in (*mine, *before) if is_finished(path)]
+        return (finished or [path for path in mine if layout.begun(path)] or homes)[0]
 
     def table(self, setting: Setting) -> Table:
         """The table of a setting as far as the runs on disk go, its tests not yet corrected."""
@@ -132,12 +136,13 @@ def make_plan(
         try:
             settings.append(_setting(point, folder, overrides, names, chosen, seeds, alone=len(found) == 1))
         except ConfigError as error:
-            problems += [line if len(found) == 1 else f"{point.name}: {line}" for line in error.problems]
+            told = "" if len(found) == 1 else f"{point.name}: "
+            problems += [told + line.removeprefix(told) for line in error.problems]
     if problems:
         raise ConfigError("\n".join(problems))
     _refuse_equals(settings)
     settings = _with_teachers(settings, folder)
-    return Plan(name, folder, settings, _homes(settings))
+    return Plan(name, folder, settings, sharing.homes(settings), sharing.before(settings, folder))
 
 
 def _setting(
@@ -205,7 +210,8 @@ def _with_teachers(settings: Sequence[Setting], folder: Path) -> list[Setting]:
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         if setting.teacher is not None:
-            groups.setdefault(teacher_config(setting.teacher.config).model_dump_json(), []).append(setting)
+            trained = used(teacher_config(setting.teacher.config).model_dump())
+            groups.setdefault(json.dumps(trained), []).append(setting)
     found: dict[str, Teacher] = {}
     for group in groups.values():
         teacher = group[0].teacher
@@ -214,17 +220,6 @@ def _with_teachers(settings: Sequence[Setting], folder: Path) -> list[Setting]:
         path = layout.teacher(folder, own, teacher_config(teacher.config), alone=len(groups) == 1)
         found |= {setting.point.name: Teacher(path, teacher.config) for setting in group}
     return [setting._replace(teacher=found.get(setting.point.name)) for setting in settings]
-
-
-def _homes(settings: Sequence[Setting]) -> dict[tuple[str, str], list[Path]]:
-    alike: dict[str, list[Path]] = {}
-    keys: dict[tuple[str, str], str] = {}
-    for setting in settings:
-        for cell in setting.cells:
-            key = json.dumps([used(setting.cell_config(cell)), setting.seeds])
-            keys[setting.point.name, cell.name] = key
-            alike.setdefault(key, []).append(setting.directory / cell.name)
-    return {name: alike[key] for name, key in keys.items()}
 
 
 def _split(names: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dotkd.evidence.comparison import NO_DISTILLATION, Cell
 
@@ -13,21 +14,25 @@ if TYPE_CHECKING:
 # What is said of the first method's loss says nothing of another's.
 _OF_A_METHOD = ("task_weight", "distill_weight", "distill_warmup_epochs", "temperature")
 _OF_A_TEACHER = ("cache", "cache_top_k")
-# Keys that change nothing in a run, and when.
-_UNUSED: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
-    (("delta",), lambda config: config.trainer in ("sgd", "adamw")),
-    (("beta2", "eps"), lambda config: "adamw" not in config.trainer),
-    (("task_weight", "distill_weight", "distill_warmup_epochs"), lambda config: config.method == NO_DISTILLATION),
-    (("gamma",), lambda config: config.schedule != "step"),
-    (("mix_alpha",), lambda config: config.mix == "none"),
-    (("teacher_epochs", "teacher_lr"), lambda config: config.teacher_weights is not None),
+# Keys that change nothing in a run, and when: {key: value} of its configuration.
+_UNUSED: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool]], ...] = (
+    (("delta",), lambda run: run.get("trainer") in ("sgd", "adamw")),
+    (("beta2", "eps"), lambda run: "adamw" not in str(run.get("trainer"))),
+    (("task_weight", "distill_weight", "distill_warmup_epochs"), lambda run: run.get("method") == NO_DISTILLATION),
+    (("gamma",), lambda run: run.get("schedule") != "step"),
+    (("mix_alpha",), lambda run: run.get("mix") == "none"),
+    (("teacher_epochs", "teacher_lr"), lambda run: run.get("teacher_weights") is not None),
+    (
+        ("teacher", "teacher_options", "teacher_epochs", "teacher_lr"),
+        lambda run: run.get("method") == NO_DISTILLATION and run.get("teacher_weights") is None,
+    ),
 )
 
 
-def used(config: Config) -> dict[str, object]:
-    """What of `config` its run depends on."""
+def used(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `config`, as it is dumped or as `summary.json` has it, the run depends on, as JSON values."""
     unused = {key for keys, applies in _UNUSED if applies(config) for key in keys}
-    return {key: value for key, value in config.model_dump().items() if key not in unused}
+    return json.loads(json.dumps({key: value for key, value in config.items() if key not in unused}))
 
 
 def of_cell(config: Config, cell: Cell) -> Config:

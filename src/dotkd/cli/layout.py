@@ -16,10 +16,11 @@ A setting that OUT itself holds already stays there when others join it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dotkd.cli.cells import used
 from dotkd.cli.settings import Point
 
 if TYPE_CHECKING:
@@ -55,11 +56,9 @@ def directory(out: Path, point: Point, config: Config, *, alone: bool) -> Path:
 def teacher(out: Path, own: Sequence[Path], trained: Config, *, alone: bool) -> Path:
     """The folder of a teacher. own: where its settings would have it; trained: its run's configuration; alone: there is
     no other teacher in the command."""
-    from dotkd.config import Config
-
     shared = out / TEACHER
-    for path in (*own, shared):
-        if begun(path) and Config.from_sources(path / "config.yaml") == trained:
+    for path in (*own, shared, *sorted(out.glob(f"*/{TEACHER}"))):
+        if begun(path) and not _retrained(path, trained):
             return path
     return shared if alone and not begun(shared) else own[0]
 
@@ -67,7 +66,7 @@ def teacher(out: Path, own: Sequence[Path], trained: Config, *, alone: bool) -> 
 def claim(plan: Plan) -> None:
     """Makes the folders of the comparison. ValueError where they hold another; nothing is written then."""
     from dotkd import config_sources
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     known = (plan.out / SHARED).is_file() or (plan.out / SETTINGS).is_file()
     entries = list(plan.out.iterdir()) if plan.out.exists() else []
@@ -106,23 +105,32 @@ def _changes(path: Path, config: Config) -> list[str]:
     """A line for each key in which the shared configuration in `path` is not `config`."""
     from dotkd.config import Config
 
-    return _differences(Config.from_sources(path), config, besides=_OF_A_CELL)
+    there, now = Config.from_sources(path).model_dump(), config.model_dump()
+    return _differences(there, now, [key for key in now if key not in _OF_A_CELL])
 
 
-def _differences(held: Config, wanted: Config, *, besides: Sequence[str] = ()) -> list[str]:
-    there, now = held.model_dump(), wanted.model_dump()
-    return [f"  {k}: {there[k]!r} there, {now[k]!r} now" for k in now if k not in besides and there[k] != now[k]]
+def _retrained(path: Path, trained: Config) -> list[str]:
+    """A line for each key in which the teacher in `path` was trained otherwise."""
+    from dotkd.config import Config
+
+    there, now = used(Config.from_sources(path / "config.yaml").model_dump()), used(trained.model_dump())
+    return _differences(there, now, list(dict.fromkeys([*now, *there])))
+
+
+def _differences(there: Mapping[str, object], now: Mapping[str, object], keys: Sequence[str]) -> list[str]:
+    return [
+        f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys if there.get(key) != now.get(key)
+    ]
 
 
 def _refuse_other_teachers(plan: Plan) -> None:
     """A teacher that is there must be trained as this command would, and be that of the runs that are there."""
-    from dotkd.config import Config
     from dotkd.config_teacher import teacher_config
 
     for teacher in plan.teachers:
         trained = teacher_config(teacher.config)
         if begun(teacher.path):
-            changed = _differences(Config.from_sources(teacher.path / "config.yaml"), trained)
+            changed = _retrained(teacher.path, trained)
             if changed:
                 raise ValueError(
                     f"{teacher.path} was trained otherwise; choose another --out, or take its settings:\n"
@@ -130,7 +138,7 @@ def _refuse_other_teachers(plan: Plan) -> None:
                 )
         elif taught := [s for s in plan.settings if s.teacher == teacher and _is_taught(s)]:
             near = next((p for p in (taught[0].directory / TEACHER, plan.out / TEACHER) if begun(p)), None)
-            changed = [] if near is None else _differences(Config.from_sources(near / "config.yaml"), trained)
+            changed = [] if near is None else _retrained(near, trained)
             raise ValueError(
                 f"the runs in {taught[0].directory} were taught by another teacher; choose another --out, or take its "
                 "settings" + (":\n" + "\n".join(changed) if changed else "")

@@ -17,6 +17,7 @@ from dotkd.evidence.numbers import as_json, cells_as_csv, runs_as_csv
 from dotkd.evidence.runs import read_evaluations
 from dotkd.evidence.settings import Evidence, Table
 from dotkd.evidence.verdict import headline, judged, verdict
+from dotkd.report import write_report
 
 
 def publish(plan: Plan) -> Evidence:
@@ -28,6 +29,7 @@ def publish(plan: Plan) -> Evidence:
         written += _draw(plan, evidence)
     except ModuleNotFoundError as error:
         typer.echo(f"no pictures: {error}", err=True)
+    written.append(write_report([plan.out], plan.out / "report.html").path)
     out = results()
     show_evidence(out, evidence)
     for table in evidence.tables:
@@ -43,7 +45,7 @@ def publish(plan: Plan) -> Evidence:
 
 
 def _write_numbers(plan: Plan, evidence: Evidence) -> list[Path]:
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     texts = {
         "comparison.json": json.dumps(as_json(evidence, plan.seeds, plan.out), indent=1, allow_nan=False) + "\n",

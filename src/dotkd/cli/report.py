@@ -29,9 +29,9 @@ def report(
     are named, on the page too, and make the exit code 1; the page shows the rest.
     """
     from dotkd.cli.console import results, say
-    from dotkd.report import make_report
+    from dotkd.report import write_report
 
-    written = make_report(directories, out or directories[0] / NAME)
+    written = write_report(directories, out or directories[0] / NAME)
     say(results(), f"written: {written.path}")
     if written.problems:
         raise failures.leave(failures.FAILURE, "could not be read:\n" + "\n".join(f"  {p}" for p in written.problems))

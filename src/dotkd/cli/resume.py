@@ -27,6 +27,8 @@ def resume(directory: Annotated[Path, typer.Argument(metavar="DIR", help="The ru
         raise ValueError(
             f"{directory} holds a comparison: give its `dotkd compare` or `dotkd demo` again to continue it"
         )
+    if (directory / "tuning.yaml").is_file():
+        raise ValueError(f"{directory} holds a tuning: give its `dotkd tune` again to continue it")
     if (directory / "summary.json").is_file():
         say(progress(), f"{directory} is finished: there is nothing to continue")
     run_to_the_end(Trainer.resume(directory, display=display_for(progress())), directory)

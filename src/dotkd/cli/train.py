@@ -67,12 +67,22 @@ def run_to_the_end(trainer: Trainer, directory: Path) -> None:
         told = str(stop).partition(";")[0]
         raise failures.leave(failures.INTERRUPTED, f"{told}; continue with: dotkd resume {directory}") from None
     except Diverged as error:
+        _report(directory)
         raise failures.leave(failures.DIVERGED, f"{directory} diverged: {error}") from None
+    _report(directory)
     if summary["status"] == "diverged":
         raise failures.leave(failures.DIVERGED, f"{directory} holds a run that diverged")
     for line in _summary_lines(summary):
         say(results(), line)
     say(results(), f"run folder: {directory}")
+
+
+def _report(directory: Path) -> None:
+    from dotkd import distributed
+    from dotkd.report import write_report
+
+    if distributed.is_main():
+        write_report([directory], directory / "report.html")
 
 
 def _summary_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -20,11 +20,21 @@ _REFRESH_SECONDS = 1.0
 
 
 class Watch:
-    """Follows jobs through their run folders. Their size is in epochs; `rows` gives what a job's setting has so far."""
+    """Follows jobs through their run folders. Their size is in epochs; `rows` gives what a job's setting has so far.
 
-    def __init__(self, console: Console, jobs: Sequence[Job], rows: Callable[[Job], Sequence[Row]]) -> None:
+    done: what is said of a run that ended well; None: its accuracy on the test split.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        jobs: Sequence[Job],
+        rows: Callable[[Job], Sequence[Row]],
+        done: Callable[[Job], str] | None = None,
+    ) -> None:
         self._console = console
         self._rows = rows
+        self._done = done or _test_accuracy
         self._epochs = {job.name: job.size for job in jobs}
         self._running: dict[str, Job] = {}
         self._ended: set[str] = set()
@@ -63,7 +73,7 @@ class Watch:
         self._running.pop(job.name, None)
         if ending.outcome != INTERRUPTED:
             self._ended.add(job.name)
-        line = f"{self._counted()}  {job.name}: {_told(job, ending)}"
+        line = f"{self._counted()}  {job.name}: {self._told(job, ending)}"
         if self._live is None:
             cell = job.directory.parent.name
             own = [row for row in self._rows(job) if row.cell.name == cell and row.val_selected.n > 1]
@@ -88,14 +98,17 @@ class Watch:
         now = ", ".join(self._running)
         self._bar.update(self._task, completed=done, description=f"{self._counted()} {now}".rstrip())
 
+    def _told(self, job: Job, ending: Ending) -> str:
+        if ending.outcome == "done":
+            return self._done(job)
+        told = f"{ending.outcome}: {ending.reason}" if ending.reason else ending.outcome
+        return f"{told} (see {job.log})" if ending.outcome == FAILED and job.log.is_file() else told
+
     def _counted(self) -> str:
         return f"{len(self._ended)}/{len(self._epochs)} runs"
 
 
-def _told(job: Job, ending: Ending) -> str:
-    if ending.outcome == "done":
-        run = read_run(job.directory)
-        accuracy = "-" if run.selected is None else f"{100 * run.selected:.2f} %"
-        return f"test accuracy {accuracy}" + ("" if run.seconds is None else f", {run.seconds:.1f} s")
-    told = f"{ending.outcome}: {ending.reason}" if ending.reason else ending.outcome
-    return f"{told} (see {job.log})" if ending.outcome == FAILED and job.log.is_file() else told
+def _test_accuracy(job: Job) -> str:
+    run = read_run(job.directory)
+    accuracy = "-" if run.selected is None else f"{100 * run.selected:.2f} %"
+    return f"test accuracy {accuracy}" + ("" if run.seconds is None else f", {run.seconds:.1f} s")

@@ -15,6 +15,7 @@ from dotkd.evidence.runs import is_finished, read_run
 
 if TYPE_CHECKING:
     from dotkd.config import Config
+    from dotkd.metrics import Display
 
 # Numbers of the training that no model or data set is built from.
 _NOT_BUILT = ("lr", "momentum", "delta", "weight_decay", "epochs", "temperature", "task_weight", "distill_weight")
@@ -81,7 +82,7 @@ def lost_teachers(plan: Plan) -> list[Path]:
     return [t.path for t in plan.teachers if is_finished(t.path) and read_run(t.path).diverged]
 
 
-def work(job: Job) -> str:
+def work(job: Job, display: Display | None = None) -> str:
     """Trains one run to its end, from its newest checkpoint where it has one. Runs in a worker process."""
     from dotkd.config import Config
     from dotkd.trainer import Diverged, Interrupted, Trainer, teacher_run
@@ -94,7 +95,7 @@ def work(job: Job) -> str:
         else:
             if started:
                 _refuse_another(job.directory, config)
-            Trainer(config, job.directory, resuming=started).fit()
+            Trainer(config, job.directory, display=display, resuming=started).fit()
     except Interrupted:
         return INTERRUPTED
     except Diverged:

@@ -109,10 +109,10 @@ def _row(cell: str, ours: Sequence[Analysed], baseline: Sequence[Analysed]) -> R
     figures: dict[str, tuple[Estimate, Difference]] = {}
     diverged = sum(one.run.diverged for one in ours)
     for name, value in QUANTITIES.items():
-        values = by_seed(ours, value)
-        if all(number is None for number in values.values()) and values:
+        values = [value(one.found) for one in ours if not one.run.diverged]
+        if values and all(number is None for number in values):
             mean = Estimate(None, None, 0, 0)  # not measured, which says nothing of divergence
         else:
-            mean = estimate(list(values.values()), diverged=diverged)
-        figures[name] = mean, paired_difference(values, by_seed(baseline, value))
+            mean = estimate(values, diverged=diverged)
+        figures[name] = mean, paired_difference(by_seed(ours, value), by_seed(baseline, value))
     return Row(cell, baseline[0].run.path.parent.name if baseline else None, len(ours), figures)

@@ -128,7 +128,7 @@ class _Crew:
     def busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.job is not None]
 
-    def start(self) -> tuple[list[Job], list[Job]]:
+    def start(self, prepared: Callable[[Job], Job]) -> tuple[list[Job], list[Job]]:
         """Hands out jobs, in order, passing over those whose need runs still; returns (started, blocked)."""
         started: list[Job] = []
         blocked: list[Job] = []
@@ -143,7 +143,7 @@ class _Crew:
                 if worker is None:
                     break
                 self.waiting.remove(job)
-                worker.give(job)
+                worker.give(prepared(job))
                 started.append(job)
         return started, blocked
 
@@ -197,6 +197,7 @@ def run_jobs(
     *,
     workers: int,
     flag: StopFlag,
+    prepared: Callable[[Job], Job] = lambda job: job,
     started: Callable[[Job], None] = lambda job: None,
     ended: Callable[[Job, Ending], None] = lambda job, ending: None,
     tick: Callable[[], None] = lambda: None,
@@ -205,7 +206,8 @@ def run_jobs(
 ) -> dict[str, Ending]:
     """Runs `jobs` in their order on up to `workers` processes and returns {job name: how it ended}.
 
-    work: module-level function, called in the worker. tick: called every quarter second, for a display.
+    work: module-level function, called in the worker. prepared: what a job becomes the moment it is handed out, when
+    all that ended before has been told to `ended`; its name stays. tick: called every quarter second, for a display.
     flag: set by a signal: no job starts any more, those that run are asked to save; a second signal kills them.
     held: lock file that each worker holds as long as it lives. places: the environment variables of each place that
     workers are spread over. Raises ValueError where `workers` < 1.
@@ -217,7 +219,7 @@ def run_jobs(
     try:
         while True:
             if not flag.count:
-                begun, blocked = crew.start()
+                begun, blocked = crew.start(prepared)
                 for job in begun:
                     started(job)
                 for job in blocked:

@@ -54,6 +54,9 @@ class Objective:
             self._options["temperature"] = temperature
         elif "temperature" in built and built["temperature"].default is inspect.Parameter.empty:
             raise ValueError(f"expected a `temperature`, which method {method!r} takes and has no default for")
+        # The one that is in force; None: the method has none.
+        own = built["temperature"].default if "temperature" in built else None
+        self.temperature: float | None = self._options.get("temperature", own)
         # A class of the user's own without a card says it in an attribute, or is shown all but the pre-activations.
         needs = self.card.needs if self.card else getattr(self._made, "needs", ("features", "embedding"))
         self.needs: tuple[Need, ...] = needs

@@ -47,7 +47,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dotkd.optim.buffer_rules import WEIGHTS, Row, Rule, Vector, buffer, gradient, rules_of
+from dotkd.optim.buffer_rules import WEIGHTS, Row, Rule, Vector, buffer, gradient, rows_of, rules_of
 from dotkd.optim.dot_adamw import StreamAdamW
 from dotkd.optim.shards import mesh_of, reduce_over
 from dotkd.optim.stream_sgd import StreamSGD
@@ -140,31 +140,45 @@ def measure(optimizer: StreamOptimizer) -> Measurement:
         raise TypeError(f"expected a StreamSGD or a StreamAdamW, got {type(optimizer).__name__}")
     if optimizer._skips is None:
         raise RuntimeError("measure() before the first step(): there is nothing to measure yet")
-    products: dict[Any, list[Tensor]] = defaultdict(list)
-    cells: dict[Any, _Cell] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        lr = group["lr"].detach().clone() if isinstance(group["lr"], Tensor) else group["lr"]
-        for p in group["params"]:
-            rules, rows = rules_of(optimizer, group, p)
-            if rows:
-                key = index, p.device, tuple(rules), tuple(rows)
-                cells.setdefault(key, _Cell(tuple(rows), rules, lr))
-                products[key] += _products(list(rows.values()))
     skipped = optimizer.last_step_skipped
     wide = torch.float32 if skipped.device.type == "mps" else torch.float64
-    sums = [torch.stack(found).to(skipped.device, wide).sum(0).flatten() for found in products.values()]
-    values = torch.cat(sums) if sums else skipped.new_zeros(0, dtype=wide)
-    reduce_over(mesh_of(optimizer._params()), values)
-    return Measurement(optimizer.streams, list(cells.values()), torch.cat([skipped.to(wide).reshape(1), values]))
+    cells: list[_Cell] = []
+    sums: list[Tensor] = [skipped.to(wide).reshape(1)]
+    for group in optimizer.param_groups:
+        lr = group["lr"].detach().clone() if isinstance(group["lr"], Tensor) else group["lr"]
+        alike: dict[Any, list[list[Tensor]]] = defaultdict(list)
+        for p in group["params"]:
+            reached, rows = rows_of(optimizer, group, p)
+            if rows:
+                alike[p.device, p.dtype, reached, tuple(rows)].append([row.reshape(-1) for row in rows.values()])
+        for (_, _, reached, rows), tensors in alike.items():
+            cells.append(_Cell(rows, rules_of(optimizer, group, reached, rows), lr))
+            found = list(_products(tensors))
+            sums.append(torch.stack(found).to(skipped.device, wide).sum(0).flatten())
+    values = torch.cat(sums)
+    reduce_over(mesh_of(optimizer._params()), values[1:])
+    return Measurement(optimizer.streams, cells, values)
 
 
-def _products(rows: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The products of all pairs of tensors with equally many elements, piece by piece: (rows, rows) each."""
-    wide = torch.promote_types(rows[0].dtype, torch.float32)
-    for pieces in zip(*(row.reshape(-1).split(_PIECE) for row in rows), strict=True):
-        piece = torch.stack(pieces).to(wide)
-        with torch.autocast(piece.device.type, enabled=False):
-            yield piece @ piece.T
+def _products(params: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The products of all pairs of rows, (rows, rows), of so many parameters at a time as make a piece, or less.
+
+    ``params``: for each parameter its rows, with one dimension and equally many elements.
+    """
+    wide = torch.promote_types(params[0][0].dtype, torch.float32)
+    pieces: list[Sequence[Tensor]] = []
+    for rows in params:
+        pieces += [rows] if rows[0].numel() <= _PIECE else zip(*(row.split(_PIECE) for row in rows), strict=True)
+    waiting: list[Sequence[Tensor]] = []
+    count = 0
+    for number, piece in enumerate(pieces, 1):
+        waiting.append(piece)
+        count += piece[0].numel()
+        if number == len(pieces) or count + pieces[number][0].numel() > _PIECE:
+            table = torch.stack([torch.cat(row) for row in zip(*waiting, strict=True)]).to(wide)
+            with torch.autocast(table.device.type, enabled=False):
+                yield table @ table.T
+            waiting, count = [], 0
 
 
 def _kept(cells: Sequence[_Products], name: str) -> bool:

@@ -60,7 +60,7 @@ def record(directory: Path, recipes: Mapping[str, Recipe], path: Path | None = N
             found[name] = _measured(name, cell, runs)
     if not found:
         raise ValueError(f"expected a comparison of recipes, got {directory}:\n  " + "\n  ".join(foreign))
-    from dotkd.checkpoint import write_atomically
+    from dotkd.atomic_file import write_atomically
 
     known = {name: figures._asdict() for name, figures in {**read(path), **found}.items()}
     ordered = {name: known[name] for name in recipes if name in known}

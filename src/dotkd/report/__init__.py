@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Written", "make_report", "write_report"]
+__all__ = ["Written", "write_report"]
 
 
 class Written(NamedTuple):
@@ -16,17 +16,12 @@ class Written(NamedTuple):
     problems: Sequence[str]
 
 
-def write_report(directories: Sequence[Path], out: Path) -> Path:
-    """Write the page on what `directories` hold to the file `out`, and return its path.
+def write_report(directories: Sequence[Path], out: Path) -> Written:
+    """Write the page on what `directories` hold to the file `out`. Files that cannot be read are named on the page.
 
     Raises ValueError for a folder that does not exist or holds nothing that can be shown, CheckpointError where the
-    disk refuses. Files that cannot be read are named on the page.
+    disk refuses.
     """
-    return make_report(directories, out).path
-
-
-def make_report(directories: Sequence[Path], out: Path) -> Written:
-    """As `write_report`, and tells what could not be read."""
     from dotkd.atomic_file import write_atomically
     from dotkd.report.folders import collect
     from dotkd.report.page import render

@@ -1,0 +1,62 @@
+"""The pages of docs/results/. Their contract: every table of a page and its origin is what its CSV gives, so that no
+figure can drift from its data; every page is that of a study, and names its command, its data and its picture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+
+import page
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs" / "results").glob("*.csv"))
+
+
+def study_of(path: Path):
+    return importlib.import_module(path.stem.replace("-", "_"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_tables_of_a_page_are_what_its_data_give(path: Path, tmp_path: Path):
+    copy = tmp_path / "page.md"
+    shutil.copy(path.with_suffix(".md"), copy)
+    page.renew(copy, {"origin": page.origin_of(path), **study_of(path).blocks(page.read_rows(path))})
+    assert copy.read_text() == path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_names_its_command_and_its_picture_and_its_data(path: Path):
+    text = path.with_suffix(".md").read_text()
+    script = f"studies/{path.stem.replace('-', '_')}.py"
+    assert (ROOT / script).is_file()
+    assert f"python {script}" in text
+    assert f"({path.name})" in text
+    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+        assert (path.parent / picture).is_file()
+
+
+def test_changed_data_are_noticed(tmp_path: Path):
+    path = tmp_path / "page.md"
+    path.write_text("# A page\n\n<!-- one -->\n\nold\n\n<!-- /one -->\n")
+    page.renew(path, {"one": "new"})
+    assert path.read_text() == "# A page\n\n<!-- one -->\n\nnew\n\n<!-- /one -->\n"
+    with pytest.raises(ValueError, match=r"expected the markers two in .*page.md, got one"):
+        page.renew(path, {"two": "new"})
+
+
+def test_rows_are_read_as_they_were_written_to_five_digits(tmp_path: Path):
+    rows = [
+        {"setting": "a", "cell": "kd", "seed": 0, "status": "done", "accuracy": 91.234567},
+        {"setting": "a", "cell": "kd", "seed": 1, "status": "diverged", "accuracy": None},
+    ]
+    page.write_rows(tmp_path / "x.csv", rows, ["commit: c", "hardware: h"])
+    read = page.read_rows(tmp_path / "x.csv")
+    assert [row["accuracy"] for row in read] == [91.235, None]
+    assert page.origin_of(tmp_path / "x.csv") == "commit: c; hardware: h."
+    assert page.column(read, "a", "kd") == {0: 91.235}
+    found = page.mean(read, "a", "kd")
+    assert (found.n, found.diverged) == (1, 1)
