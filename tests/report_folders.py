@@ -68,7 +68,7 @@ def full_run(
 
 def analysis(directory: Path, *, sharpness: float) -> None:
     """An `analysis.json` of a paraboloid."""
-    alpha = [-1 + k / 10 for k in range(21)]
+    alpha = [-1 + k / 5 for k in range(11)]
 
     def loss(a: float, b: float = 0.0) -> float:
         return 0.3 + sharpness * (a * a + 0.5 * a * b + 1.5 * b * b)

@@ -126,7 +126,7 @@ def test_everything_recorded_is_drawn(home: Path, one: Page, two: Page):
     last = [json.loads((home / f"c/kd/seed-{seed}/summary.json").read_text()) for seed in SEEDS]
     assert accuracy["y"][-1] == pytest.approx(25 * sum(run["test_accuracy"]["last"] for run in last), rel=1e-4)
     plane = one.figures["Landscape over a plane, kd"]
-    assert plane["z"][0][5] == pytest.approx(0.3 + 3 * (0.25 + 0.25 + 1.5), rel=1e-4)  # beta -1, alpha -0.5
+    assert plane["z"][0][2] == pytest.approx(0.3 + 3 * (0.36 + 0.3 + 1.5), rel=1e-4)  # beta -1, alpha -0.6
 
 
 def test_every_figure_has_its_caption_and_its_numbers(one: Page, two: Page):

@@ -95,7 +95,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with everything on it, and with names that are long, or mean to be markup."""
     home = tmp_path_factory.mktemp("browser")
     comparison(home / "study", deltas=(0.025, 0.075), faults=True)
-    comparison(home / "single")
     tuning(home / "tuned")
     for lr in (0.01, 0.1):
         full_run(home / f"a-run-with-a-very-long-name-indeed-lr-{lr}", "kd", 0, lr=lr)
