@@ -4,7 +4,7 @@
     python studies/flatness.py --page                    # docs/results/flatness.md from its CSV
 
 The claim (arXiv 2307.08436): DOT reaches flatter minima. One `dotkd analyse`, which is printed, for each setting: of
-the task loss on 1,024 training samples, the same for all runs, its rise along a filter-normalised random direction and
+the task loss on 512 training samples, the same for all runs, its rise along a filter-normalised random direction and
 its Hessian's largest eigenvalue and trace, these also in units of the filters, which rescaling a layer cannot change.
 """
 
@@ -37,7 +37,7 @@ def run(out: Path, _jobs: int) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     for setting in SETTINGS:
         folder = out / setting.replace(" ", "-")
-        page.dotkd("analyse", *(str(folder / cell) for cell in CELLS), "--what", "line,hessian")
+        page.dotkd("analyse", *(str(folder / cell) for cell in CELLS), "--what", "line,hessian", "--samples", "512")
         for path in sorted(folder.glob("*/seed-*/analysis.json")):
             found, trained = json.loads(path.read_text(encoding="utf-8")), read_run(path.parent)
             row = page.row_of(setting, path.parent.parent.name, trained)
