@@ -98,7 +98,7 @@ def show(rows: Sequence[Row]) -> None:
                     words += [DASH, DASH]
                     continue
                 width = DASH if change.half_width is None else _digits(change.half_width)
-                words += [f"{'+' if change.mean > 0 else ''}{_digits(change.mean)} ± {width}", _p(change)]
+                words += [f"{'+' if change.mean > 0 else ''}{_digits(change.mean)} ± {width}", _p(change.p)]
             changes.add_row(row.cell, row.against, *words)
     out.print(means)
     if changes.row_count:
