@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dotkd.evidence.runs import Run, read_run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, holm, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, correct, estimate, paired_difference
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 KEYS = ("setting", "cell", "seed", "status")
@@ -177,8 +177,7 @@ def comparison_table(
 
 def told_together(changes: Mapping[Any, Difference], *, digits: int = 2) -> dict[Any, str]:
     """The text of each difference, its p corrected by Holm over all of them."""
-    p = holm({key: found.p for key, found in changes.items() if found.p is not None})
-    return {key: change_text(found, p.get(key), digits) for key, found in changes.items()}
+    return {key: change_text(found, digits) for key, found in correct(changes).items()}
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -197,16 +196,16 @@ def estimate_text(value: Estimate, digits: int = 2) -> str:
     return f"{value.mean:.{digits}f}{width}" + (f" ({value.diverged} diverged)" if value.diverged else "")
 
 
-def change_text(value: Difference, p: float | None, digits: int = 2) -> str:
-    """A difference with its interval; bold where `p`, which may be corrected, is below 0.05."""
+def change_text(value: Difference, digits: int = 2) -> str:
+    """A difference with its interval and corrected p; bold where that is below 0.05."""
     if value.mean is None:
         return "-"
     width = "" if value.half_width is None else f" ± {value.half_width:.{digits}f}"
     text = f"{value.mean:+.{digits}f}{width}"
-    if p is None:
+    if value.p_corrected is None:
         return text
-    told = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"**{text}**, {told}" if p < 0.05 else f"{text}, {told}"
+    told = "p < 0.001" if value.p_corrected < 0.001 else f"p = {value.p_corrected:.3f}"
+    return f"**{text}**, {told}" if value.shown else f"{text}, {told}"
 
 
 def renew(page: Path, blocks: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import random
 import pytest
 import scipy.stats
 
-from dotkd.evidence.statistics import Difference, Estimate, estimate, holm, paired_difference, paired_ratio
+from dotkd.evidence.statistics import Difference, Estimate, correct, estimate, holm, paired_difference, paired_ratio
 
 VALUES = [0.91, 0.887, 0.902, 0.9105, 0.8951]
 OTHERS = [0.90, 0.889, 0.893, 0.9001, 0.8920]
@@ -107,6 +107,20 @@ def test_holm_by_hand():
         {"a": 0.04, "b": 0.04, "c": 0.06, "d": 0.9}
     )
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+def test_a_family_is_corrected_without_the_differences_that_have_no_test():
+    zero = by_seed([0.0] * 5)
+    family = {
+        "clear": paired_difference(by_seed([2.0, 2.1, 1.9, 2.0, 2.2]), zero),
+        "unclear": paired_difference(by_seed([2.0, -1.0, 0.5, 1.0, 0.2]), zero),
+        "one seed": paired_difference(by_seed([1.0]), zero),
+    }
+    found = correct(family)
+    assert found["clear"].p_corrected == pytest.approx(2 * family["clear"].p)
+    assert found["unclear"].p_corrected == pytest.approx(family["unclear"].p)
+    assert found["one seed"].p_corrected is None
+    assert all(found[name]._replace(p_corrected=None) == family[name]._replace(p_corrected=None) for name in family)
 
 
 def test_what_is_shown_is_by_the_corrected_p():

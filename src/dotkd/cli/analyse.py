@@ -96,14 +96,16 @@ def show(rows: Sequence[Row]) -> None:
             counts = max(figures, key=lambda mean: mean.n + mean.diverged)
             means.add_row(row.cell, _count(counts), *map(_loss, figures))
         out.print(means)
-    changes = consoles.table(out, "cell", "against", "of", "difference", "p")
+    changes = consoles.table(out, "cell", "against", "of", "difference", "p corr.")
     for row in rows:
         for name in measured:
             change = row.figures[name][1]
             if row.against is not None and change.mean is not None:
                 width = "-" if change.half_width is None else _digits(change.half_width)
                 sign = "+" if change.mean > 0 else ""
-                changes.add_row(row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change.p))
+                changes.add_row(
+                    row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change.p_corrected)
+                )
     if changes.row_count:
         consoles.say(out, "paired differences")
         out.print(changes)

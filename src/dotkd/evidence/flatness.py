@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dotkd.evidence.comparison import make_cells
 from dotkd.evidence.runs import Run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, correct, estimate, paired_difference
 
 Analysis = Mapping[str, Any]
 
@@ -79,7 +79,8 @@ def make_rows(analysed: Sequence[Analysed]) -> list[Row]:
     """A row for each folder that holds runs `seed-K`, and one for each other run, named by what tells its path apart.
 
     Cells are compared as `dotkd compare` does it: with the plain trainer of their method in the same folder, and the
-    plain cell of another method with that of kd, where there is one.
+    plain cell of another method with that of kd, where there is one. The tests of a quantity are a family for Holm's
+    correction.
     """
     cells: dict[Path, list[Analysed]] = {}
     for one in analysed:
@@ -90,7 +91,11 @@ def make_rows(analysed: Sequence[Analysed]) -> list[Row]:
     for folder, ours in cells.items():
         baseline = cells.get(folder.parent / (_against(folder, cells) or ""), [])
         rows.append(_row(str(folder.relative_to(root)), ours, baseline))
-    return rows
+    families = {name: correct({row.cell: row.figures[name][1] for row in rows}) for name in QUANTITIES}
+    return [
+        row._replace(figures={name: (mean, families[name][row.cell]) for name, (mean, _) in row.figures.items()})
+        for row in rows
+    ]
 
 
 def _against(folder: Path, cells: Mapping[Path, Sequence[Analysed]]) -> str | None:

@@ -123,6 +123,12 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     return corrected
 
 
+def correct(family: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """The differences of a family of tests, each with its p corrected by :func:`holm`."""
+    p = holm({test: found.p for test, found in family.items() if found.p is not None})
+    return {test: found._replace(p_corrected=p.get(test)) for test, found in family.items()}
+
+
 def _half_width(values: Sequence[float]) -> float | None:
     """t(0.975, n - 1) s / sqrt(n), or None for a single value."""
     if len(values) < 2:

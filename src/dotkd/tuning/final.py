@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dotkd.evidence.runs import Run, is_finished, read_run
-from dotkd.evidence.statistics import Difference, Estimate, estimate, holm, paired_difference
+from dotkd.evidence.statistics import Difference, Estimate, correct, estimate, paired_difference
 
 
 class Row(NamedTuple):
@@ -57,14 +57,8 @@ def make_rows(runs: Mapping[str, Sequence[Run]]) -> list[Row]:
 
 def _corrected(rows: Sequence[Row], quantity: str) -> list[Row]:
     """The rows with the p-values of one quantity as one family, corrected by Holm."""
-    gains: dict[str, Difference | None] = {row.trainer: getattr(row, quantity) for row in rows}
-    p = holm({name: gain.p for name, gain in gains.items() if gain is not None and gain.p is not None})
-    made: list[Row] = []
-    for row in rows:
-        gain = gains[row.trainer]
-        changed = gain._replace(p_corrected=p[row.trainer]) if gain is not None and row.trainer in p else gain
-        made.append(row._replace(**{quantity: changed}))
-    return made
+    gains = correct({row.trainer: gain for row in rows if (gain := getattr(row, quantity)) is not None})
+    return [row._replace(**{quantity: gains.get(row.trainer)}) for row in rows]
 
 
 def as_json(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> dict[str, Any]:
