@@ -84,14 +84,25 @@ function drawLines(holder, figure, state, width) {
   }
   for (const one of shown) drawBand(inside, one, x, y);
   for (const one of shown) points.push(...drawSeries(inside, one, x, y));
-  for (const mark of marks) {
-    // Above its line, and above the curves; at the top of the plot below it.
-    const place = y.place(mark.value);
-    const base = place > frame.top + 18 ? place - 5 : place + 14;
-    inside.append(label(mark.name, frame.left + 6, base, { class: "mark-name" }, (frame.right - frame.left) / 2));
-  }
+  for (const mark of marks) nameMark(inside, mark, frame, y.place(mark.value), points);
   holder.replaceChildren(root);
   return points;
+}
+
+// The name of a line across: left or right, above or below, wherever it hides the fewest points.
+function nameMark(group, mark, frame, place, points) {
+  const width = Math.min(textWidth(mark.name), (frame.right - frame.left) / 2);
+  const places = [];
+  for (const base of [place - 6, place + 15]) {
+    if (base < frame.top + 10 || base > frame.bottom - 2) continue;
+    for (const left of [frame.left + 6, frame.right - width - 6]) {
+      const hidden = points.filter((point) => point.px > left - 8 && point.px < left + width + 8
+        && point.py > base - 16 && point.py < base + 8).length;
+      places.push({ left, base, hidden });
+    }
+  }
+  const best = places.reduce((a, b) => (b.hidden < a.hidden ? b : a));
+  group.append(label(mark.name, best.left, best.base, { class: "mark-name" }, width + 1));
 }
 
 function drawAxes(root, frame, x, y, figure, width, height) {

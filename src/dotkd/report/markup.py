@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 ABSENT = "\N{EN DASH}"
 # Names of up to so many characters stay on one line where there is room.
 _SHORT = 24
+# Tables of more rows scroll in a box of their own, under their headers.
+_TALL = 24
 _VOID = ("br", "meta", "col")
 
 
@@ -65,7 +67,14 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Content]
         tag("tbody", *body),
         class_="sortable" if sortable and len(rows) > 1 else None,
     )
-    return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return tag(
+        "div",
+        made,
+        class_="scroll tall" if len(rows) > _TALL else "scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
 
 
 def _cell(content: Content, *, first: bool) -> Markup:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dotkd.evidence.comparison import Row
 from dotkd.evidence.settings import Evidence, Table
 from dotkd.evidence.statistics import Difference, Estimate
-from dotkd.evidence.verdict import verdicts
+from dotkd.evidence.verdict import headline, verdicts
 from dotkd.report.figures import Axis, Forest, Interval
-from dotkd.report.markup import ABSENT, Content, Markup, Number, joined, table, tag
+from dotkd.report.markup import ABSENT, Content, Markup, Number, folded, joined, table, tag
 from dotkd.report.wording import (
     amount,
     count,
@@ -24,19 +24,24 @@ from dotkd.report.wording import (
     sign,
 )
 
+# So many verdicts are told in full; of more, first what they say of the accuracy.
+_IN_FULL = 2
+
 
 def verdict_part(evidence: Evidence) -> Markup:
     """The sentences on the claims of DOT, one a setting and method, each with its sign; then all gains counted."""
     several = len(evidence.tables) > 1
+    told = [(part, method, sentence) for part in evidence.tables for method, sentence in verdicts(part).items()]
     items: list[Markup] = []
-    for part in evidence.tables:
-        for method, sentence in verdicts(part).items():
-            row = part.row(f"{method}+dot")
-            found = shown(row.gain) if row is not None else "none"
-            where = tag("strong", f"{part.name}: ") if several else ""
-            items.append(
-                tag("li", tag("p", sign(found)), tag("p", where, true_minus(sentence)), class_=f"verdict {found}")
-            )
+    for part, method, sentence in told:
+        row = part.row(f"{method}+dot")
+        found = shown(row.gain) if row is not None else "none"
+        where = tag("strong", f"{part.name}: ") if several else ""
+        short = len(told) > _IN_FULL
+        words = [tag("p", where, true_minus(headline(part, method=method) if short else sentence))]
+        if short:
+            words.append(folded("With losses and controls", tag("p", true_minus(sentence))))
+        items.append(tag("li", tag("p", sign(found)), *words, class_=f"verdict {found}"))
     said = [tag("ul", *items, class_="verdicts")] if items else []
     return joined([*said, tag("p", _counted(evidence), class_="counted")])
 
