@@ -17,12 +17,11 @@ from typing import Any, NamedTuple, cast
 from dotkd.evidence.comparison import NO_DISTILLATION, PLAIN_TRAINERS, Cell, make_cells
 from dotkd.evidence.runs import METRICS, Run, epochs_done, is_finished, read_run
 from dotkd.evidence.settings import Evidence, Table, corrected, make_table
+from dotkd.report.side_by_side import side_by_side
 from dotkd.suggestion import suggestion
 
 COMPARISON, SHARED, TUNE, TUNING = "comparison.json", "comparison.yaml", "tune.json", "tuning.yaml"
 _NOT_SEARCHED = ("checkpoints", "logs", "export", "teacher")
-# A comparison without its JSON is put together from its runs; further keys that cells never differ in.
-_BESIDE_THE_POINT = ("seed", "teacher_weights", "threads")
 
 
 class Subject(NamedTuple):
@@ -89,7 +88,8 @@ def collect(directories: Sequence[Path]) -> Findings:
             raise ValueError(f"expected runs, a comparison or a tuning in {directory}, found none{hint}")
     runs = _read_runs(loose, problems)
     if runs:
-        subjects.append(_loose_runs(runs))
+        title, table = side_by_side(runs)
+        subjects.append(Subject(title, corrected(title, [table]), False, {}))
     if not subjects and not tunings:
         raise ValueError("nothing can be shown:\n" + "\n".join(f"  {problem}" for problem in problems))
     return Findings(subjects, tunings, unfinished, problems)
@@ -227,9 +227,6 @@ def _from_runs(folder: Path) -> Iterator[tuple[_Setting, Mapping[str, Sequence[P
     yield setting, {cell.name: paths[cell.name] for cell in kept}
 
 
-# --- runs
-
-
 def _read_runs(paths: Mapping[Path, str], problems: list[str]) -> list[Run]:
     runs: list[Run] = []
     for path in paths:
@@ -238,48 +235,3 @@ def _read_runs(paths: Mapping[Path, str], problems: list[str]) -> list[Run]:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     return runs
-
-
-def _loose_runs(runs: Sequence[Run]) -> Subject:
-    """Runs that no comparison holds, side by side; those that differ in their seed alone are one line of the tables."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        config = {key: value for key, value in run.config.items() if key not in _BESIDE_THE_POINT}
-        alike = json.dumps([run.method, run.trainer, config], sort_keys=True, default=str)
-        seeds = [other.seed for other in groups.get(alike, [])]
-        # The same seed twice is a repetition, which pairs with nothing and has a line of its own.
-        groups.setdefault(alike if run.seed not in seeds else f"{alike} {run.path}", []).append(run)
-    names = _distinct([_place_of(group) for group in groups.values()])
-    by_name = dict(zip(names, groups.values(), strict=True))
-    cells = [Cell(name, group[0].method, group[0].trainer, None) for name, group in by_name.items()]
-    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
-    table = make_table(title, cells, by_name)
-    return Subject(title, corrected(title, [table]), False, {})
-
-
-def _place_of(group: Sequence[Run]) -> Path:
-    """The folder that stands for one run, or for several seeds: what their names share without the seed."""
-    path = group[0].path.resolve()
-    if len(group) == 1:
-        return path
-    places = {_without_seed(run.path.resolve()) for run in group}
-    return places.pop() if len(places) == 1 else path.with_name(f"{path.name} and {len(group) - 1} more")
-
-
-def _without_seed(path: Path) -> Path:
-    stem = path.name.rstrip("0123456789").rstrip("-_").removesuffix("seed").rstrip("-_")
-    return path.parent / stem if stem else path.parent
-
-
-def _distinct(places: Sequence[Path]) -> list[str]:
-    """The last words of each path, as many as tell it from the others; what no word tells apart is numbered."""
-    depth = [1] * len(places)
-    while True:
-        names = ["/".join(place.parts[-count:]) for place, count in zip(places, depth, strict=True)]
-        deeper = [k for k, name in enumerate(names) if names.count(name) > 1 and depth[k] < len(places[k].parts)]
-        if not deeper:
-            break
-        for k in deeper:
-            depth[k] += 1
-    order = [names[:place].count(name) + 1 for place, name in enumerate(names)]
-    return [name if names.count(name) == 1 else f"{name} ({number})" for name, number in zip(names, order, strict=True)]
