@@ -98,6 +98,15 @@ def test_runs_that_diverged_or_have_not_ended_are_named(tmp_path: Path):
     assert "kd+dot seed 3 (diverged)" in names
 
 
+def test_what_has_not_ended_is_named(tmp_path: Path):
+    full_run(tmp_path / "runs" / "ended", "kd", 0)
+    (full_run(tmp_path / "runs" / "begun", "kd", 1) / "summary.json").unlink()
+    (tmp_path / "runs" / "compared").mkdir()
+    (tmp_path / "runs" / "compared" / "comparison.yaml").write_text("data: mnist1d\n")
+    shown = page(tmp_path, tmp_path / "runs")
+    assert "Not finished: 2begun (12 epochs done)compared (a comparison, no run has ended)" in shown.text
+
+
 def test_what_comparison_json_says_in_numbers_is_not_taken(tmp_path: Path):
     """An older file has its cells at the top and all sorts of numbers; a comparison that goes on has none at all."""
     folder = comparison(tmp_path / "c")

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple, cast
 from dotkd.evidence.comparison import NO_DISTILLATION, PLAIN_TRAINERS, Cell, make_cells
 from dotkd.evidence.runs import METRICS, Run, epochs_done, is_finished, read_run
 from dotkd.evidence.settings import Evidence, Table, corrected, make_table
+from dotkd.report.side_by_side import side_by_side
 from dotkd.suggestion import suggestion
 
 COMPARISON, SHARED, TUNE, TUNING = "comparison.json", "comparison.yaml", "tune.json", "tuning.yaml"
 _NOT_SEARCHED = ("checkpoints", "logs", "export", "teacher")
-# A comparison without its JSON is put together from its runs; further keys that cells never differ in.
-_BESIDE_THE_POINT = ("seed", "teacher_weights", "threads")
 
 
 class Subject(NamedTuple):
@@ -45,10 +44,11 @@ class Tuning(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """Everything the folders hold. problems: files that could not be read, in words."""
+    """Everything the folders hold. unfinished: what by itself has not ended; problems: files that could not be read."""
 
     subjects: Sequence[Subject]
     tunings: Sequence[Tuning]
+    unfinished: Sequence[str]
     problems: Sequence[str]
 
 
@@ -69,7 +69,11 @@ def collect(directories: Sequence[Path]) -> Findings:
             name = _title(path, directory)
             try:
                 if kind == "comparison":
-                    subjects.append(_comparison(path, name, problems))
+                    subject = _comparison(path, name, problems)
+                    if subject is None:
+                        unfinished.append(f"{name} (a comparison, no run has ended)")
+                    else:
+                        subjects.append(subject)
                 elif kind == "tuning":
                     tunings.append(Tuning(name, _read_json(path / TUNE)))
                 elif kind == "run":
@@ -84,10 +88,11 @@ def collect(directories: Sequence[Path]) -> Findings:
             raise ValueError(f"expected runs, a comparison or a tuning in {directory}, found none{hint}")
     runs = _read_runs(loose, problems)
     if runs:
-        subjects.append(_loose_runs(runs, unfinished))
+        title, table = side_by_side(runs)
+        subjects.append(Subject(title, corrected(title, [table]), False, {}))
     if not subjects and not tunings:
         raise ValueError("nothing can be shown:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return Findings(subjects, tunings, problems)
+    return Findings(subjects, tunings, unfinished, problems)
 
 
 def _require_folder(directory: Path) -> None:
@@ -143,8 +148,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 # --- comparisons
 
 
-def _comparison(folder: Path, title: str, problems: list[str]) -> Subject:
-    """Raises ValueError where the structure of the comparison cannot be read."""
+def _comparison(folder: Path, title: str, problems: list[str]) -> Subject | None:
+    """None where no run has ended. Raises ValueError where the structure of the comparison cannot be read."""
     if (folder / COMPARISON).is_file():
         contents = _read_json(folder / COMPARISON)
         try:
@@ -153,7 +158,7 @@ def _comparison(folder: Path, title: str, problems: list[str]) -> Subject:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / COMPARISON} cannot be read as a comparison: {error!r}") from error
     else:
-        name, planned = title, [_from_runs(folder)]
+        name, planned = title, list(_from_runs(folder))
     tables: list[Table] = []
     unfinished: dict[str, list[str]] = {}
     for table, paths in planned:
@@ -167,7 +172,7 @@ def _comparison(folder: Path, title: str, problems: list[str]) -> Subject:
         tables.append(made._replace(directory=table.directory))
         unfinished[table.name] = missing
     if not any(ended for table in tables for ended in table.runs.values()):
-        raise ValueError(f"{folder} is a comparison without a run that ended and can be read")
+        return None
     return Subject(f"{name}" if name == title else f"{name} ({title})", corrected(name, tables), True, unfinished)
 
 
@@ -201,14 +206,15 @@ def _planned(folder: Path, contents: Mapping[str, Any]) -> Iterator[tuple[_Setti
         yield setting, paths
 
 
-def _from_runs(folder: Path) -> tuple[_Setting, Mapping[str, Sequence[Path]]]:
+def _from_runs(folder: Path) -> Iterator[tuple[_Setting, Mapping[str, Sequence[Path]]]]:
     """A comparison that is still going on has no table yet: its cells are those whose folders are there."""
     paths: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/seed-*"), key=lambda path: (path.parent.name, _in_human_order(path))):
         paths.setdefault(path.parent.name, []).append(path)
-    ended = [read_run(path) for found in paths.values() for path in found if is_finished(path)]
+    # Damage is told when the runs are read for the tables.
+    ended = _read_runs({path: "" for found in paths.values() for path in found if is_finished(path)}, [])
     if not ended:
-        raise ValueError(f"{folder} is a comparison without a run that ended")
+        return
     # Plain ones first, as the baselines that they are; the rest in the order of their folders.
     methods = sorted(
         dict.fromkeys(run.method for run in ended), key=lambda name: (name != NO_DISTILLATION, name != "kd")
@@ -218,10 +224,7 @@ def _from_runs(folder: Path) -> tuple[_Setting, Mapping[str, Sequence[Path]]]:
     names = {cell.name for cell in cells}
     kept = [cell if cell.against in names else cell._replace(against=None) for cell in cells]
     setting = _Setting(folder.resolve().name, folder.resolve().name, {}, ".", kept)
-    return setting, {cell.name: paths[cell.name] for cell in kept}
-
-
-# --- runs
+    yield setting, {cell.name: paths[cell.name] for cell in kept}
 
 
 def _read_runs(paths: Mapping[Path, str], problems: list[str]) -> list[Run]:
@@ -232,48 +235,3 @@ def _read_runs(paths: Mapping[Path, str], problems: list[str]) -> list[Run]:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     return runs
-
-
-def _loose_runs(runs: Sequence[Run], unfinished: Sequence[str]) -> Subject:
-    """Runs that no comparison holds, side by side; those that differ in their seed alone are one line of the tables."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        config = {key: value for key, value in run.config.items() if key not in _BESIDE_THE_POINT}
-        alike = json.dumps([run.method, run.trainer, config], sort_keys=True, default=str)
-        seeds = [other.seed for other in groups.get(alike, [])]
-        # The same seed twice is a repetition, which pairs with nothing and has a line of its own.
-        groups.setdefault(alike if run.seed not in seeds else f"{alike} {run.path}", []).append(run)
-    names = _distinct([_place_of(group) for group in groups.values()])
-    by_name = dict(zip(names, groups.values(), strict=True))
-    cells = [Cell(name, group[0].method, group[0].trainer, None) for name, group in by_name.items()]
-    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
-    table = make_table(title, cells, by_name)
-    return Subject(title, corrected(title, [table]), False, {title: unfinished})
-
-
-def _place_of(group: Sequence[Run]) -> Path:
-    """The folder that stands for one run, or for several seeds: what their names share without the seed."""
-    path = group[0].path.resolve()
-    if len(group) == 1:
-        return path
-    places = {_without_seed(run.path.resolve()) for run in group}
-    return places.pop() if len(places) == 1 else path.with_name(f"{path.name} and {len(group) - 1} more")
-
-
-def _without_seed(path: Path) -> Path:
-    stem = path.name.rstrip("0123456789").rstrip("-_").removesuffix("seed").rstrip("-_")
-    return path.parent / stem if stem else path.parent
-
-
-def _distinct(places: Sequence[Path]) -> list[str]:
-    """The last words of each path, as many as tell it from the others; what no word tells apart is numbered."""
-    depth = [1] * len(places)
-    while True:
-        names = ["/".join(place.parts[-count:]) for place, count in zip(places, depth, strict=True)]
-        deeper = [k for k, name in enumerate(names) if names.count(name) > 1 and depth[k] < len(places[k].parts)]
-        if not deeper:
-            break
-        for k in deeper:
-            depth[k] += 1
-    order = [names[:place].count(name) + 1 for place, name in enumerate(names)]
-    return [name if names.count(name) == 1 else f"{name} ({number})" for name, number in zip(names, order, strict=True)]

@@ -75,7 +75,7 @@ def render(findings: Findings) -> tuple[str, list[str]]:
         "title": escaped(title),
         "kind": escaped(kind),
         "contents": Markup("") if alone else _contents([part.title for part in parts]),
-        "problems": _problems(problems),
+        "problems": joined([_problems(problems), _unfinished(findings.unfinished)]),
         "sections": joined(sections),
         "version": escaped(dotkd.__version__),
         "style": style,
@@ -109,6 +109,13 @@ def _problems(problems: Sequence[str]) -> Markup:
     items = [tag("li", problem) for problem in problems]
     note = tag("p", "Everything below was made without what they hold.")
     return tag("section", heading, tag("ul", *items), note, class_="notice")
+
+
+def _unfinished(names: Sequence[str]) -> Markup:
+    if not names:
+        return Markup("")
+    items = [tag("li", name) for name in names]
+    return tag("section", tag("h2", f"Not finished: {len(names)}"), tag("ul", *items), class_="notice")
 
 
 def _subject(subject: Subject, identity: str, album: Album, problems: list[str]) -> _Part:
