@@ -70,6 +70,9 @@ def test_a_tuning_from_the_first_trial_to_the_final_test(mine: str, tmp_path: Pa
         best = Config.from_sources(f"t/best-{name}.yaml")
         assert best == Config.from_sources(Path("t", name, f"trial-{number:04d}", "config.yaml"))
     assert "1/4 runs  sgd trial 0: validation accuracy" in err
+    ahead = max(table["trainers"], key=lambda name: table["trainers"][name]["best"]["val_accuracy"])
+    assert f"next: dotkd train t/best-{ahead}.yaml --out runs/tuned" in out
+    assert Path("t", "report.html").is_file()
 
     final = table["final"]
     assert (final["seeds"], final["split"], final["against"]) == ([1, 2], "test", "sgd")

@@ -69,7 +69,8 @@ def publish(
     if not rows:
         say(out, f"next: {command} --final-seeds 8")
     elif best:
-        say(out, f"next: dotkd train {shlex.quote(str(written[-1]))} --out runs/tuned")
+        ahead = max(best, key=lambda name: best[name].val_accuracy or 0.0)
+        say(out, f"next: dotkd train {shlex.quote(str(protocol.out / f'best-{ahead}.yaml'))} --out runs/tuned")
 
 
 def _state(trainer: str, record: Record, failed: Collection[str]) -> str:
