@@ -73,7 +73,7 @@ RIVALS = {
     "rate, displacement": Cell(steered(rules.displacement), "rate"),
 }
 CELLS = FIXED | AUTO | RIVALS
-WIDE = (*FIXED, "sensitivity", "both, z", "rate, displacement")
+WIDE = (*FIXED, "sensitivity", "both", "rate, displacement")
 
 
 def run(out: Path, only: str, minutes: float) -> None:
