@@ -76,7 +76,7 @@ CELLS = FIXED | AUTO | RIVALS
 WIDE = (*FIXED, "sensitivity", "both", "rate, displacement")
 
 
-def run(out: Path, only: str, minutes: float) -> None:
+def run(out: Path, only: str, cells: Sequence[str], minutes: float) -> None:
     """Train what is missing, the first seeds of every setting first, until `minutes` have passed."""
     results, begin = out / "results.jsonl", time.monotonic()
     problems: dict[str, Problem] = {}
@@ -84,7 +84,7 @@ def run(out: Path, only: str, minutes: float) -> None:
         for setting, (recipe, overrides, count) in SETTINGS.items():
             seeds = range(first, min(first + AT_ONCE, count))
             done = {(line["cell"], line["seed"]) for line in read(results) if line["setting"] == setting}
-            wanted = list(CELLS) if setting.startswith("digits") else WIDE
+            wanted = [cell for cell in (CELLS if setting.startswith("digits") else WIDE) if cell in cells]
             missing = [cell for cell in wanted if any((cell, seed) not in done for seed in seeds)]
             if not (setting.startswith(only) and missing and seeds):
                 continue
@@ -234,6 +234,7 @@ def check(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A Delta that sets itself.")
     parser.add_argument("--only", default="", help="settings whose name starts so")
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="all by default")
     parser.add_argument("--minutes", type=float, default=600, help="begin nothing after that time")
     parser.add_argument("--out", type=Path, default=Path("runs") / NAME)
     parser.add_argument("--page", action="store_true", help="train nothing: renew the page from its CSV")
@@ -246,7 +247,7 @@ def main() -> None:
         return check(args.out)
     csv, text = page.RESULTS / f"{NAME}.csv", page.RESULTS / f"{NAME}.md"
     if not args.page:
-        run(args.out, args.only, args.minutes)
+        run(args.out, args.only, args.cells, args.minutes)
         origin = provenance.provenance(torch.device("cpu"))
         told = [f"commit: {origin['commit']}", f"hardware: {origin['hardware']}, 1 thread"]
         page.write_rows(csv, rows_of(read(args.out / "results.jsonl")), [*told, f"torch: {torch.__version__}"])
