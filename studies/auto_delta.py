@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,10 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """A row a cell: means of the final training losses and of Delta, and the test accuracy of every seed in percent."""
+    """A row a cell: means of the final training losses and of Delta, and the test accuracy of every seed in percent.
+
+    A run that diverged has the accuracy nan, one that was not made none.
+    """
     rows: list[Row] = []
     for setting in SETTINGS:
         for cell in CELLS:
@@ -129,19 +133,25 @@ def rows_of(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
                 row[name] = sum(line[name] for line in ended) / len(ended) if ended else None
             for tenth in (0, 2, 5, 9):
                 row[f"delta_{tenth + 1}"] = sum(line["delta"][tenth] for line in mine) / len(mine)
-            rows.append(row | {f"seed_{line['seed']}": line["test_accuracy"] for line in mine})
+            of_seed = {f"seed_{line['seed']}": line["test_accuracy"] for line in mine}
+            rows.append(row | {key: math.nan if value is None else value for key, value in of_seed.items()})
     return rows
 
 
 def accuracy(rows: Sequence[Row], setting: str, cell: str) -> dict[int, float | None]:
     found = [row for row in rows if row["setting"] == setting and row["cell"] == cell]
-    return {int(key[5:]): value for row in found for key, value in row.items() if key.startswith("seed_")}
+    return {
+        int(key[5:]): value
+        for row in found
+        for key, value in row.items()
+        if key.startswith("seed_") and value is not None
+    }
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
     groups = ("digits", "mlp", "resnet")
     tables = {group: accuracies(rows, [s for s in SETTINGS if s.startswith(group)]) for group in groups}
-    return {**tables, "verdict": verdict(rows), "found": found(rows)}
+    return {**tables, "verdict": verdict(rows), "rivals": rivals(rows), "losses": losses(rows), "found": found(rows)}
 
 
 def accuracies(rows: Sequence[Row], settings: Sequence[str]) -> str:
@@ -197,12 +207,35 @@ def verdict(rows: Sequence[Row]) -> str:
     return page.table(heads, lines)
 
 
+def rivals(rows: Sequence[Row]) -> str:
+    """Paired differences of the rule that did best to what must be beaten, p by Holm over the table."""
+    others = ("matched 0.075", *RIVALS)
+    settings = [setting for setting in SETTINGS if accuracy(rows, setting, "sensitivity")]
+    changes = {
+        (setting, other): paired_difference(accuracy(rows, setting, "sensitivity"), accuracy(rows, setting, other))
+        for setting in settings
+        for other in others
+    }
+    told = page.told_together(changes)
+    return page.table(["setting", *others], [[s, *(told[s, other] for other in others)] for s in settings])
+
+
 def best_fixed(rows: Sequence[Row], setting: str) -> str:
     """The fixed Delta, 0 included, whose mean is the best."""
     means = {
         cell: estimate(list(accuracy(rows, setting, cell).values())).mean for cell in FIXED if "matched" not in cell
     }
     return max((cell for cell in means if means[cell] is not None), key=lambda cell: means[cell] or 0.0)
+
+
+def losses(rows: Sequence[Row]) -> str:
+    """Final training losses, task / distillation, means over the seeds that did not diverge."""
+    cells = ("kd", "delta 0.05", "delta 0.075", "delta 0.09", "matched 0.075", "sensitivity", "rate, displacement")
+    told = {
+        (r["setting"], r["cell"]): f"{r['train_task']:.3f} / {r['train_distill']:.3f}" for r in rows if r["train_task"]
+    }
+    settings = [setting for setting in SETTINGS if (setting, "kd") in told]
+    return page.table(["setting", *cells], [[s, *(told.get((s, cell), "-") for cell in cells)] for s in settings])
 
 
 def found(rows: Sequence[Row]) -> str:
