@@ -1,12 +1,13 @@
 """DOT with each method of the zoo: every method by SGD and by DOT, DeepKD by its own trainer too.
 
-    python studies/methods.py [--jobs 2] [--out runs/methods-by-dot]     # about 25 minutes on one core
+    python studies/methods.py [--jobs 2] [--out runs/methods-by-dot]     # about 15 minutes on one core
     python studies/methods.py --page                                     # docs/results/methods.md from its CSV
 
 Scikit-learn's digits as bytes, since MLKD and CRLD change bytes alone; a network of three convolutions
 (`three_convolutions.py`) with 4, 8, 16 channels learns from one with 24, 48, 96. Weights, temperature and warm-up of each
-method as published, the schedule the same for all. DOT takes longer steps than SGD at the same learning rate, so that one
-learning rate would decide the answer: there are two. Every setting is one `dotkd compare`, which is printed, over 8 seeds.
+method as published, the schedule the same for all. DOT takes longer steps than SGD at the same learning rate, so that a
+common one would decide the answer: each trainer has the one of RATES that was best for KD on the validation split, over
+other seeds. Every part is one `dotkd compare`, which is printed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import page
 import pictures
+import rates
 from page import Row
 from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
@@ -26,9 +28,11 @@ from dotkd.methods import METHODS
 
 NAME = "methods"
 SEEDS = 8
-EPOCHS = 4
-RATES = (0.03, 0.1)
+EPOCHS = 5
+RATES = (0.01, 0.03, 0.1, 0.3)
+TUNING_SEED, TUNING_SEEDS = 100, 3
 MODEL = "studies.three_convolutions:three_convolutions"
+SETTING = "tuned for KD"
 # Method and trainer against the same method by SGD, as the cells of `dotkd compare` are called.
 PAIRS = [(f"{method}+dot", method) for method in METHODS] + [("deepkd+deepkd", "deepkd")]
 
@@ -38,15 +42,21 @@ def run(out: Path, jobs: int) -> tuple[list[Row], list[str]]:
     write_digits(digits)
     words = [f"data=arrays:{digits}", f"teacher={MODEL}", "teacher_options={width: 24}", "teacher_epochs=10"]
     words += ["teacher_lr=0.1", f"student={MODEL}", "student_options={width: 4}", f"epochs={EPOCHS}"]
-    vary = ["--vary", f"lr={','.join(str(rate) for rate in RATES)}", "--seeds", str(SEEDS), "--jobs", str(jobs)]
-    parts = {"zoo": (",".join(METHODS), "sgd,dot"), "deepkd": ("deepkd", "deepkd")}
-    rows: list[Row] = []
-    for part, (methods, trainers) in parts.items():
-        taught = [] if part == "zoo" else [f"teacher_weights={out / 'zoo' / 'teacher'}"]
-        cells = ["--methods", methods, "--trainers", trainers]
-        page.dotkd("compare", "digits", *words, *taught, *vary, *cells, "--out", str(out / part))
-        for rate in RATES:
-            rows += page.comparison_rows(name_of(rate), out / part / f"lr={rate}")
+
+    def compare(part: str, trainers: str, methods: str, seeds: int, *more: str) -> Path:
+        cells = ["--methods", methods, "--trainers", trainers, "--seeds", str(seeds), "--jobs", str(jobs)]
+        page.dotkd("compare", "digits", *words, *more, *cells, "--out", str(out / part))
+        return out / part
+
+    grid = ["--vary", f"lr={','.join(str(rate) for rate in RATES)}"]
+    tuning = compare("tuning", "sgd,dot", "kd", TUNING_SEEDS, f"seed={TUNING_SEED}", *grid)
+    rows = tried = rates.tried(tuning, RATES)
+    taught = f"teacher_weights={tuning / 'teacher'}"
+    for trainer in ("sgd", "dot", "deepkd"):
+        rate = rates.best(tried, "kd" if trainer == "sgd" else "kd+dot", RATES)
+        methods = "deepkd" if trainer == "deepkd" else ",".join(METHODS)
+        folder = compare(trainer, trainer, methods, SEEDS, taught, f"lr={rate}")
+        rows = rows + page.comparison_rows(SETTING, folder)
     return rows, page.origin_lines([out])
 
 
@@ -59,13 +69,11 @@ def write_digits(path: Path) -> None:
         np.savez(path, x=pixels, y=bunch.target)
 
 
-def name_of(rate: float) -> str:
-    return f"lr {rate:g}"
-
-
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
-    tables = {f"lr-{rate:g}": method_table(rows, name_of(rate)) for rate in RATES}
-    return {**tables, "summary": summary(rows)}
+    cells = ("kd", "kd+dot")
+    grids = zip(("SGD", "DOT"), rates.grid_table(rows, cells, RATES), strict=True)
+    grid = "\n".join(f"- {trainer}: {line}" for trainer, line in grids)
+    return {"grid": grid, "methods": method_table(rows, SETTING), "summary": summary(rows, SETTING)}
 
 
 def method_table(rows: Sequence[Row], setting: str) -> str:
@@ -88,32 +96,25 @@ def method_table(rows: Sequence[Row], setting: str) -> str:
     return page.table(heads, lines)
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """How many of the pairs came out ahead and behind, how many of these are shown, and what the losses did."""
+def summary(rows: Sequence[Row], setting: str) -> str:
+    """How many pairs came out ahead and behind in accuracy and losses, and how many of these are shown (Holm)."""
     lines: list[list[str]] = []
-    for rate in RATES:
-        setting = name_of(rate)
-        changes = {pair: page.change(rows, setting, *pair) for pair in PAIRS}
+    kinds = {"test accuracy": "accuracy", "test task loss": "test_task", "test distillation loss": "test_distill"}
+    for name, key in kinds.items():
+        changes = {pair: page.change(rows, setting, *pair, key) for pair in PAIRS}
         p = holm({pair: found.p for pair, found in changes.items() if found.p is not None})
-        line = [setting]
+        line = [name]
         for sign in (1, -1):
-            ahead = [pair for pair, found in changes.items() if found.mean is not None and found.mean * sign > 0]
-            line.append(f"{len(ahead)} ({sum(p.get(pair, 1.0) < 0.05 for pair in ahead)})")
-        for key in ("test_task", "test_distill"):
-            losses = {pair: page.change(rows, setting, *pair, key) for pair in PAIRS}
-            corrected = holm({pair: found.p for pair, found in losses.items() if found.p is not None})
-            lower = [pair for pair, found in losses.items() if found.mean is not None and found.mean < 0]
-            line.append(f"{len(lower)} ({sum(corrected.get(pair, 1.0) < 0.05 for pair in lower)})")
+            there = [pair for pair, found in changes.items() if found.mean is not None and found.mean * sign > 0]
+            line.append(f"{len(there)} ({sum(p.get(pair, 1.0) < 0.05 for pair in there)})")
         lines.append(line)
-    heads = ["setting", "more accurate (shown)", "less accurate (shown)"]
-    return page.table([*heads, "task loss lower (shown)", "distillation loss lower (shown)"], lines)
+    return page.table(["DOT against SGD", "higher (shown)", "lower (shown)"], lines)
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    figure, axes = pictures.panels(len(RATES), columns=2, width=4.6, height=6.5)
-    for place, (panel, rate) in enumerate(zip(axes, RATES, strict=True)):
-        pairs = [(pair[0].replace("+", ", "), page.change(rows, name_of(rate), *pair), place) for pair in PAIRS]
-        pictures.forest(panel, pairs, title=f"DOT - SGD, {name_of(rate)}")
+    figure, (axes,) = pictures.panels(1, width=6.5, height=6.5)
+    lines = [(pair[0].replace("+", ", "), page.change(rows, SETTING, *pair), 0) for pair in PAIRS]
+    pictures.forest(axes, lines, title="DOT - SGD, mean and 95 % interval (not corrected)")
     pictures.save(figure, path)
 
 
