@@ -5,9 +5,9 @@
 
 Scikit-learn's digits as bytes, since MLKD and CRLD change bytes alone; a network of three convolutions
 (`three_convolutions.py`) with 4, 8, 16 channels learns from one with 24, 48, 96. Weights, temperature and warm-up of
-each method as published, the schedule the same for all. DOT takes longer steps than SGD at the same learning rate, so that a
-common one would decide the answer: each trainer has the one of RATES that was best for KD on the validation split, over
-other seeds. Every part is one `dotkd compare`, which is printed.
+each method as published, the schedule the same for all. DOT takes longer steps than SGD at the same learning rate, so
+that a common one would decide the answer: each trainer has the one of RATES that was best for KD on the validation
+split, over other seeds. Every part is one `dotkd compare`, which is printed.
 """
 
 from __future__ import annotations
