@@ -16,7 +16,7 @@ def tried(folder: Path, rates: Sequence[float], *, prefix: str = "") -> list[Row
     the validation split after the last epoch, in percent."""
     rows: list[Row] = []
     for rate in rates:
-        for path in sorted((folder / f"lr={rate:g}").glob("*/seed-*/summary.json")):
+        for path in sorted(folder.glob(f"*lr={rate:g}/*/seed-*/summary.json")):
             last = read_evaluations(path.parent)[-1].val.accuracy
             row = page.row_of(f"{prefix}lr {rate:g}", path.parent.parent.name, read_run(path.parent))
             rows.append({**row, "validation": None if last is None else 100 * last})
