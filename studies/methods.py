@@ -50,12 +50,12 @@ def run(out: Path, jobs: int) -> tuple[list[Row], list[str]]:
 
     grid = ["--vary", f"lr={','.join(str(rate) for rate in RATES)}"]
     tuning = compare("tuning", "sgd,dot", "kd", TUNING_SEEDS, f"seed={TUNING_SEED}", *grid)
-    tried = rates.tried(tuning, RATES)
+    tried = rates.tried(tuning, "digits", RATES)
     taught = f"teacher_weights={tuning / 'teacher'}"
     trainers = {"sgd": ",".join(METHODS), "dot": ",".join(METHODS), "deepkd": "deepkd"}
     for seeds in (SEEDS // 2, SEEDS):  # in two parts, so that what is there when it is stopped is balanced
         for trainer, methods in trainers.items():
-            rate = rates.best(tried, "kd" if trainer == "sgd" else "kd+dot", RATES)
+            rate = rates.best(tried, "sgd" if trainer == "sgd" else "dot", RATES)
             compare(trainer, trainer, methods, seeds, taught, f"lr={rate}")
     found = [row for trainer in trainers for row in page.comparison_rows(SETTING, out / trainer)]
     return tried + found, page.origin_lines([out])
@@ -71,9 +71,7 @@ def write_digits(path: Path) -> None:
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
-    cells = ("kd", "kd+dot")
-    grids = zip(("SGD", "DOT"), rates.grid_table(rows, cells, RATES), strict=True)
-    grid = "\n".join(f"- {trainer}: {line}" for trainer, line in grids)
+    grid = "\n".join(f"- {trainer}: {rates.line(rows, trainer, RATES)}" for trainer in ("sgd", "dot"))
     return {"grid": grid, "methods": method_table(rows, SETTING), "summary": summary(rows, SETTING)}
 
 
