@@ -52,12 +52,14 @@ def run(out: Path, jobs: int) -> tuple[list[Row], list[str]]:
     tuning = compare("tuning", "sgd,dot", "kd", TUNING_SEEDS, f"seed={TUNING_SEED}", *grid)
     tried = rates.tried(tuning, "digits", RATES)
     taught = f"teacher_weights={tuning / 'teacher'}"
-    trainers = {"sgd": ",".join(METHODS), "dot": ",".join(METHODS), "deepkd": "deepkd"}
-    for seeds in (SEEDS // 2, SEEDS):  # in two parts, so that what is there when it is stopped is balanced
-        for trainer, methods in trainers.items():
-            rate = rates.best(tried, "sgd" if trainer == "sgd" else "dot", RATES)
-            compare(trainer, trainer, methods, seeds, taught, f"lr={rate}")
-    found = [row for trainer in trainers for row in page.comparison_rows(SETTING, out / trainer)]
+    rate_of = {trainer: rates.best(tried, trainer, RATES) for trainer in ("sgd", "dot")}
+    found: list[Row] = []
+    for rate in sorted(set(rate_of.values())):
+        trainers = ",".join(trainer for trainer in rate_of if rate_of[trainer] == rate)
+        folder = compare(f"lr-{rate:g}", trainers, ",".join(METHODS), SEEDS, taught, f"lr={rate}")
+        found += page.comparison_rows(SETTING, folder)
+    folder = compare("deepkd", "deepkd", "deepkd", SEEDS, taught, f"lr={rate_of['dot']}")
+    found += page.comparison_rows(SETTING, folder)
     return tried + found, page.origin_lines([out])
 
 
