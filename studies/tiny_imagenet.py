@@ -66,7 +66,8 @@ class Clock:
             code = process.wait(self.left() - SAVING)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-            code = process.wait()
+            process.wait()
+            code = UNFINISHED
         if code == UNFINISHED:
             sys.exit(UNFINISHED)
         if code not in (0, 3):
@@ -110,27 +111,26 @@ def run(args: argparse.Namespace) -> None:
     cache, students = out / "cache", out / "students"
     clock.dotkd("cache", RECIPES["mobilenetv2"], *words, "--out", str(cache))
     words += [f"teacher_weights={cache / 'teacher'}", f"cache={cache}"]
-    for seeds in range(1, args.seeds + 1):  # a table after every seed
-        trained = ["--trainers", ",".join(TRAINERS), "--seeds", str(seeds), "--jobs", str(args.jobs)]
-        try:
-            clock.dotkd("compare", *RECIPES.values(), *words, *trained, "--out", str(students))
-        finally:
-            report(out)
+    trained = ["--trainers", ",".join(TRAINERS), "--seeds", str(args.seeds), "--jobs", str(args.jobs)]
+    try:
+        clock.dotkd("compare", *RECIPES.values(), *words, *trained, "--out", str(students))
+    finally:
+        report(out)
 
 
 def report(out: Path) -> None:
     """The rows of all finished runs, as OUT/tiny-imagenet.csv, and their table."""
     rows = [row for student in STUDENTS for row in page.comparison_rows(student, out / "students" / RECIPES[student])]
     if rows:
-        page.write_rows(out / f"{NAME}.csv", rows, origin(out, rows))
+        page.write_rows(out / f"{NAME}.csv", rows, origin(out))
         sys.stdout.write(f"{runs_table(rows)}\n\n{losses_table(rows)}\n")
         sys.stdout.flush()
 
 
-def origin(out: Path, rows: Sequence[Row]) -> Iterable[str]:
+def origin(out: Path) -> Iterable[str]:
     """Where the figures come from, the length of the schedule and the teacher among it."""
     teacher = page.row_of("teacher", "teacher", read_run(out / "cache" / "teacher"))
-    config = read_run(next((out / "students").glob("*/*/seed-*"))).config
+    config = read_run(next((out / "students").glob("*/*/seed-*/summary.json")).parent).config
     schedule = f"{config['epochs']} of {PUBLISHED_EPOCHS} epochs, milestones {config['milestones']}"
     length = f"schedule: {schedule}, {config['views']} views, batch {config['batch_size']}"
     return [*page.origin_lines([out]), length, f"teacher: test accuracy {teacher['accuracy']:.2f} %"]
