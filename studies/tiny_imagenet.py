@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import page
@@ -83,6 +83,7 @@ def pack(path: Path, packed: Path, *, quick: bool) -> None:
     tensors = {}
     for name, split in (("train", found.train), ("test", found.test)):
         inputs, targets = split.inputs, split.targets
+        assert isinstance(inputs, torch.Tensor)  # 1.4 GB: below what is decoded on demand
         if quick:
             places = [(targets == label).nonzero()[: FEW[name], 0] for label in range(FEW["classes"])]
             index = torch.cat(places)
@@ -127,7 +128,7 @@ def report(out: Path) -> None:
         sys.stdout.flush()
 
 
-def origin(out: Path) -> Iterable[str]:
+def origin(out: Path) -> list[str]:
     """Where the figures come from, the length of the schedule and the teacher among it."""
     teacher = page.row_of("teacher", "teacher", read_run(out / "cache" / "teacher"))
     config = read_run(next((out / "students").glob("*/*/seed-*/summary.json")).parent).config
@@ -161,7 +162,7 @@ def losses_table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("path", type=Path, nargs="?", help="tiny-imagenet-200")
     parser.add_argument("--out", type=Path, default=Path("runs") / NAME)
     parser.add_argument("--minutes", type=float, default=9.0, help="when to save and end")
