@@ -115,7 +115,7 @@ def summary(rows: Sequence[Row], setting: str) -> str:
 def picture(rows: Sequence[Row], path: Path) -> None:
     figure, (axes,) = pictures.panels(1, width=6.5, height=6.5)
     lines = [(pair[0].replace("+", ", "), page.change(rows, SETTING, *pair), 0) for pair in PAIRS]
-    pictures.forest(axes, lines, title="DOT - SGD, mean and 95 % interval (not corrected)")
+    pictures.forest(axes, lines, title="DOT - SGD, 95 % interval (not corrected); logarithmic beyond 5")
     axes.set_xscale("symlog", linthresh=5)  # a few methods lie far out
     axes.set_xticks([-50, -20, -5, 0, 5, 20, 50], ["-50", "-20", "-5", "0", "5", "20", "50"])
     pictures.save(figure, path)
