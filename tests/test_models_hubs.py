@@ -131,6 +131,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("timm:resnet18", {"drop_rat": 0.1}, "model `timm:resnet18`: unknown option `drop_rat`, did you mean `drop_rate`?"),
     ("timm:resnet18", {"in_chans": 3}, "`in_chans` follows from the data and is no option"),
     ("timm:resnet18", {"layers": "many"}, "model `timm:resnet18` cannot be built with "),
+    (
+        "timm:mixer_s16_224",
+        {"patch_size": 8},
+        "is settled by the name and is no option; a class takes it: timm.models.mlp_mixer:MlpMixer",
+    ),
     ("timm:convnext_atto_ols", {"pretrained": True, "shape": (3, 8)}, "takes pictures, `input_shape` = (channels, "),
     ("timm:test_mambaout", {"pretrained": True}, "timm has no pretrained weights of `test_mambaout`"),
     ("timm:", {}, "expected a model of timm as `timm:NAME`, got `timm:`"),

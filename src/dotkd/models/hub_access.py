@@ -101,7 +101,8 @@ def call_factory(
     """Call a library's factory with the user's options.
 
     Raises ValueError: an option that the model does not take, with the nearest one where the class of the model, sought
-    in the module `home`, tells its own; or whatever else the library raised, but for an OSError, which goes on.
+    in the module `home`, tells its own; one that its name has settled, with the classes of `home` that take it; or
+    whatever else the library raised, but for an OSError, which goes on.
     """
     try:
         return factory(**others, **options)
@@ -111,6 +112,10 @@ def call_factory(
         name = unexpected_keyword(error)
         if name is not None and name in options:
             raise ValueError(f"model `{spec}`: unknown option `{name}`{_nearest_keyword(error, name, home)}") from error
+        name = _settled_keyword(error)
+        if name is not None and name in options:
+            told = f"model `{spec}`: `{name}` is settled by the name and is no option{_classes_with(name, home)}"
+            raise ValueError(told) from error
         given = ", ".join(f"{key}={value!r}" for key, value in {**others, **options}.items())
         kind = type(error).__name__
         raise ValueError(f"model `{spec}` cannot be built with {given}: {kind}: {error}") from error
@@ -120,6 +125,23 @@ def unexpected_keyword(error: BaseException) -> str | None:
     """The keyword that a call did not take, if that is what the error is about."""
     found = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
     return found[1] if found and isinstance(error, TypeError) else None
+
+
+def _settled_keyword(error: BaseException) -> str | None:
+    """The keyword that a factory gives by itself, if the error is that the caller gave it too."""
+    found = re.search(r"got multiple values for keyword argument '(\w+)'", str(error))
+    return found[1] if found and isinstance(error, TypeError) else None
+
+
+def _classes_with(name: str, home: Any) -> str:
+    """Specs of the models among the classes of `home` that take the keyword, to be named as a user's own."""
+    kinds = [
+        kind
+        for kind in getattr(home, "__dict__", {}).values()
+        if isinstance(kind, type) and issubclass(kind, nn.Module)
+    ]
+    takers = [kind.__name__ for kind in kinds if {name, "num_classes"} <= set(keyword_names(kind)[0])]
+    return f"; a class takes it: {', '.join(f'{home.__name__}:{taker}' for taker in takers)}" if takers else ""
 
 
 def _nearest_keyword(error: Exception, name: str, home: Any) -> str:
