@@ -6,7 +6,7 @@
 
 The rules stand in `auto_rules.py`. Beside them: fixed Deltas, DOT's matched control (`sgd-matched`), and the rivals of
 any claim: the matched control with the Delta of a rule, and plain KD whose learning rate the same signal sets. All
-cells are trained with the same seeds, in stacks (benchmarks/stacked_students.py), from the initial weights and on the
+cells are trained with the same seeds, in stacks (`stacked_students.py`), from the initial weights and on the
 batches of `dotkd compare`. Started again it skips what is done. The digits are cheap: there every rule runs; elsewhere
 those of WIDE.
 """
@@ -22,16 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import auto_rules as rules
 import page
 import torch
-from page import Row
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import auto_rules as rules
 from auto_rules import Cell, steered
 from cheap_differences import VARIANTS
 from cheaper_than_exact import literal
+from page import Row
 from stacked_students import Problem, Students
 
 from dotkd import provenance

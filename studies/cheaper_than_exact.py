@@ -1,8 +1,8 @@
 """Can DOT be had for less than two backward passes? What cheaper forms cost, and what they learn.
 
-    python benchmarks/cheaper_than_exact.py [--seeds 16] [--only digits] [--variants dot,half] [--out runs/cheaper]
-    python benchmarks/cheaper_than_exact.py --check     # the equalities that this study rests on
-    python benchmarks/cheaper_than_exact.py --time      # the steps, timed in turns; kept for the tables
+    python studies/cheaper_than_exact.py [--seeds 16] [--only digits] [--variants dot,half] [--out runs/cheaper]
+    python studies/cheaper_than_exact.py --check     # the equalities that this study rests on
+    python studies/cheaper_than_exact.py --time      # the steps, timed in turns; kept for the tables
 
 The forms are those of `cheap_differences.py`, beside exact DOT, plain KD and two controls with one momentum: `matched`
 (the losses weighed as DOT ends up weighing them) and DOT's larger momentum for everything. Seeds are trained in stacks
