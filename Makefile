@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # Tests run side by side; threads of their own would only get in each other's way.
 WORKERS ?= 2
+# The study that `make study` runs.
+NAME ?= trade_off
 # What `make constraints` makes its pins with, and the one version that it does not choose itself. torch pins the
 # libraries for its accelerators by itself, so they are left out.
 UV := uv==0.13.9
@@ -13,7 +15,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run test check bench scaling overhead methods docs constraints clean
+.PHONY: help demo run test check bench scaling overhead methods study docs constraints clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +48,9 @@ overhead: $(VENV)/installed-plots  ## measure where a step's time and memory go;
 
 methods: $(VENV)/installed-plots  ## every method by SGD and by DOT: make methods DATA=tiny-imagenet-200
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py '$(DATA)'
+
+study: $(VENV)/installed-dev  ## one study and its page of docs/results/: make study NAME=trade_off ARGS='--jobs 2'
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests/cpu_torchvision:$(CURDIR) $(BIN)/python studies/$(NAME).py $(ARGS)
 
 docs: $(VENV)/installed-plots  ## renew docs/methods.md
 	$(BIN)/dotkd methods --markdown > docs/methods.md

@@ -216,7 +216,8 @@ def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
     }
     for factor, values in FACTORS.items():
         names = [name_of(factor, value) for value in values]
-        tables[factor] = page.comparison_table(rows, names, cells, "kd", "accuracy", digits=2)
+        found = page.comparison_table(rows, names, cells, "kd", "accuracy", digits=2)
+        tables[factor] = found.replace(f"| lr {BASE['lr']:g} |", f"| {factor} {BASE[factor]:g} |")
     return tables
 
 
