@@ -39,7 +39,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "temperature": (1.0, 4.0, 8.0),
     "epochs": (10, 30, 60),
     "batch": (32, 64, 256),
-    "width": (2, 4, 8),
+    "width": (2, 4),
 }
 BASE: dict[str, Any] = {"lr": 0.01, "delta": 0.075, "temperature": 4.0, "epochs": 30, "batch": 64, "width": 4}
 
