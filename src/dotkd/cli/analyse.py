@@ -111,7 +111,7 @@ def show(rows: Sequence[Row]) -> None:
         out.print(changes)
     consoles.say(
         out,
-        "mean ± 95 % t-interval over n seeds; p: paired t-test on equal seeds, not corrected for the number of tests; "
+        "mean ± 95 % t-interval over n seeds; p corr.: paired t-test on equal seeds, corrected by Holm over the cells; "
         "smaller is flatter, but for cka; rise: task loss at ±1/2 of the line minus that at the student; normalised: "
         "in units of the filters' norms, so that the scale of the weights does not enter",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dotkd.evidence.settings import Table
-from dotkd.evidence.statistics import Estimate, estimate, paired_difference
+from dotkd.evidence.statistics import Estimate, correct, estimate, paired_difference
 from dotkd.report.analyses import Analysis, Matrix, Plane
 from dotkd.report.figures import Album, Axis, Figure, Forest, Heat, Interval, Lines, Series
 from dotkd.report.markup import ABSENT, Content, Markup, Number, joined, table, tag
@@ -114,21 +114,25 @@ def _table(found: Analyses, part: Table) -> Markup:
     against = {row.cell.name: row.cell.against for row in part.rows}
     rows: list[list[Content]] = []
     for quantity, name in _NAMES.items():
-        for cell, analyses in found.items():
-            value = _mean_of(analyses, quantity)
+        changes = correct(
+            {
+                cell: paired_difference(
+                    _by_seed(mine, quantity), _by_seed(found.get(against[cell] or "", ()), quantity)
+                )
+                for cell, mine in found.items()
+            }
+        )
+        for cell, change in changes.items():
+            value = _mean_of(found[cell], quantity)
             if not value.n:
                 continue
-            baseline = found.get(against[cell] or "", ())
-            change = paired_difference(_by_seed(analyses, quantity), _by_seed(baseline, quantity))
-            difference = ABSENT if change.mean is None else change_alone(change)
-            rows.append(
-                [name, cell, amount(value), Number(difference, change.mean), probability(change.p), count(value.n)]
-            )
+            difference = Number(ABSENT if change.mean is None else change_alone(change), change.mean)
+            rows.append([name, cell, amount(value), difference, probability(change.p_corrected), count(value.n)])
     caption = (
-        "Mean ± 95 % interval over seeds; difference to the cell each is compared with, by pairs, p not corrected. "
+        "Mean ± 95 % interval over seeds; difference to the cell each is compared with, by pairs, p after Holm over cells. "
         "Normalised: in units of the filters' norms, so that the scale of the weights does not enter"
     )
-    return table(caption, ["quantity", "cell", "mean", "difference", "p", "n"], rows)
+    return table(caption, ["quantity", "cell", "mean", "difference", "p corrected", "n"], rows)
 
 
 def _by_seed(analyses: Sequence[Analysis], quantity: str) -> dict[int, float | None]:

@@ -69,13 +69,13 @@ def _final(final: Mapping[str, Any] | None, album: Album) -> list[Markup]:
         line: list[Content] = [name, percent(last), percent(selected)]
         for quantity in ("gain", "gain_val_selected"):
             gain = Difference(**found[quantity]) if found.get(quantity) else None
-            line += [ABSENT, ABSENT] if gain is None else [points(gain), probability(gain.p)]
+            line += [ABSENT, ABSENT] if gain is None else [points(gain), probability(gain.p_corrected)]
             if gain is not None and gain.mean is not None and quantity == "gain":
                 bars.append(gain_bar(f"{name} \N{MINUS SIGN} {against}", gain))
         rows.append([*line, count(last.n), count(last.diverged)])
-    headers = ["trainer", "last epoch %", "val-selected %", f"gain on {against}, last epoch", "p"]
-    headers += [f"gain on {against}, val-selected", "p", "n", "diverged"]
-    caption = f"Final test: the best of each trainer on {len(seeds)} fresh seeds, test split; p by pairs, not corrected"
+    headers = ["trainer", "last epoch %", "val-selected %", f"gain on {against}, last epoch", "p corrected"]
+    headers += [f"gain on {against}, val-selected", "p corrected", "n", "diverged"]
+    caption = f"Final test: the best of each trainer on {len(seeds)} fresh seeds, test split; p by pairs, after Holm"
     parts = [tag("h3", "Final test"), table(caption, headers, rows)]
     if bars:
         what = "Difference in percentage points after the last epoch, mean and 95 % interval over paired seeds."
