@@ -114,13 +114,9 @@ def _table(found: Analyses, part: Table) -> Markup:
     against = {row.cell.name: row.cell.against for row in part.rows}
     rows: list[list[Content]] = []
     for quantity, name in _NAMES.items():
+        values = {cell: _by_seed(analyses, quantity) for cell, analyses in found.items()}
         changes = correct(
-            {
-                cell: paired_difference(
-                    _by_seed(mine, quantity), _by_seed(found.get(against[cell] or "", ()), quantity)
-                )
-                for cell, mine in found.items()
-            }
+            {cell: paired_difference(values[cell], values.get(against[cell] or "", {})) for cell in found}
         )
         for cell, change in changes.items():
             value = _mean_of(found[cell], quantity)
@@ -129,7 +125,7 @@ def _table(found: Analyses, part: Table) -> Markup:
             difference = Number(ABSENT if change.mean is None else change_alone(change), change.mean)
             rows.append([name, cell, amount(value), difference, probability(change.p_corrected), count(value.n)])
     caption = (
-        "Mean ± 95 % interval over seeds; difference to the cell each is compared with, by pairs, p after Holm over cells. "
+        "Mean ± 95 % interval over seeds; difference to the cell each is compared with, by pairs, p after Holm. "
         "Normalised: in units of the filters' norms, so that the scale of the weights does not enter"
     )
     return table(caption, ["quantity", "cell", "mean", "difference", "p corrected", "n"], rows)
