@@ -89,6 +89,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     for panel, model in zip(axes, MODELS, strict=True):
         found = {trainer: [page.mean(rows, f"{model} lr {rate:g}", trainer) for rate in every] for trainer in GRID_OF}
         pictures.against(panel, every, found, title=model, log=True)
+        panel.set_ylim(0, 102)  # intervals of few seeds reach far beyond
         panel.set_xlabel("learning rate")
     axes[0].set_ylabel("test accuracy, %")
     pictures.save(figure, path)
