@@ -20,17 +20,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from cheap_differences import MOMENTUM, VARIANTS, Streams, Variant, at_the_logits
 from stacked_students import Problem, Students
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dotkd import DOT, losses, models, schedule
+from dotkd import DOT, models, schedule
 from dotkd.allocator import keep_freed_memory
 from dotkd.bench.rounds import Conditions, Quantity, timed_in_turns
 from dotkd.evidence.statistics import estimate, holm, paired_difference
@@ -78,25 +78,13 @@ def train(problem: Problem, variant: Variant, seeds: Sequence[int], students: St
 
 
 def literal(problem: Problem, variant: Variant, seed: int, most: int) -> dict[str, Tensor]:
-    """The same for one seed, by the optimizers of the library and a loop as anybody writes it."""
-    student = problem.student(seed)
+    """The same for one seed, by the optimizers of the library."""
     task, distill, decay = weights(problem, variant)
     if variant.delta:
-        optimizer = DOT(student.parameters(), momentum=MOMENTUM, delta=variant.delta, weight_decay=decay)
+        optimizer_of = partial(DOT, momentum=MOMENTUM, delta=variant.delta, weight_decay=decay)
     else:
-        optimizer = StreamSGD(student.parameters(), momenta={"total": variant.momentum}, weight_decay=decay)
-    for step, ((inputs,), (targets,), (known,)) in zip(range(most), problem.batches([seed], 0), strict=False):
-        optimizer.param_groups[0]["lr"] = schedule.learning_rate(problem.config, step, problem.per_epoch)
-        logits = student(inputs)
-        entropy = task * F.cross_entropy(logits, targets)
-        divergence = distill * losses.kd(logits, known, temperature=problem.temperature)
-        if variant.delta:
-            optimizer.backward(task=entropy, distill=divergence)
-        else:
-            optimizer.backward(total=entropy + divergence)
-        optimizer.step()
-        optimizer.zero_grad()
-    return student.state_dict()
+        optimizer_of = partial(StreamSGD, momenta={"total": variant.momentum}, weight_decay=decay)
+    return problem.literal(optimizer_of, task, distill, seed, most)
 
 
 def check(out: Path) -> None:

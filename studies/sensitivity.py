@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,25 +121,13 @@ def train(problem: Problem, cell: str, delta: float, seeds: Sequence[int], most:
 
 
 def literal(problem: Problem, cell: str, delta: float, seed: int, most: int) -> dict[str, Tensor]:
-    """The same for one seed, by the optimizers of the library and a loop as anybody writes it."""
-    student = problem.student(seed)
+    """The same for one seed, by the optimizers of the library."""
     task, distill, decay = weights(problem, cell, delta)
     if "dot" in cell:
-        optimizer: Any = DOT(student.parameters(), momentum=MU, delta=delta, weight_decay=decay)
+        optimizer_of = partial(DOT, momentum=MU, delta=delta, weight_decay=decay)
     else:
-        optimizer = StreamSGD(student.parameters(), momenta={"total": MU}, weight_decay=decay)
-    for step, ((inputs,), (targets,), (known,)) in zip(range(most), problem.batches([seed], 0), strict=False):
-        optimizer.param_groups[0]["lr"] = schedule.learning_rate(problem.config, step, problem.per_epoch)
-        logits = student(inputs)
-        entropy = task * F.cross_entropy(logits, targets)
-        divergence = distill * losses.kd(logits, known, temperature=problem.temperature)
-        if "dot" in cell:
-            optimizer.backward(task=entropy, distill=divergence)
-        else:
-            optimizer.backward(total=entropy + divergence)
-        optimizer.step()
-        optimizer.zero_grad()
-    return student.state_dict()
+        optimizer_of = partial(StreamSGD, momenta={"total": MU}, weight_decay=decay)
+    return problem.literal(optimizer_of, task, distill, seed, most)
 
 
 def check(out: Path) -> None:

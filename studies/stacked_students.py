@@ -6,7 +6,7 @@ of them a seed, which on a CPU takes a fraction of the time of S separate networ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from dotkd import Config, data, losses, models
+from dotkd import Config, data, losses, models, schedule
 from dotkd.models.mlp import MLP
 from dotkd.models.resnet_small import BasicBlock, ResNet
+from dotkd.optim import StreamOptimizer
 from dotkd.trainer import teacher_run
 
 
@@ -119,6 +120,25 @@ class Problem:
                 torch.stack([part.targets for part in parts]),
             )
             yield inputs.to(self.dtype), targets, self._known["train"][index].to(self.dtype)
+
+    def literal(
+        self, optimizer_of: Callable[[Any], StreamOptimizer], task: float, distill: float, seed: int, most: int
+    ) -> dict[str, Tensor]:
+        """The state of one seed after `most` steps, by an optimizer of the library and a loop as anybody writes it."""
+        student = self.student(seed)
+        optimizer = optimizer_of(student.parameters())
+        for step, ((inputs,), (targets,), (known,)) in zip(range(most), self.batches([seed], 0), strict=False):
+            optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step, self.per_epoch)
+            logits = student(inputs)
+            entropy = task * F.cross_entropy(logits, targets)
+            divergence = distill * losses.kd(logits, known, temperature=self.temperature)
+            if len(optimizer.streams) > 1:
+                optimizer.backward(task=entropy, distill=divergence)
+            else:
+                optimizer.backward(total=entropy + divergence)
+            optimizer.step()
+            optimizer.zero_grad()
+        return student.state_dict()
 
     def scores(self, students: Students, count: int) -> list[dict[str, float | None]]:
         """Accuracy in percent and unweighted losses of each of `count` students on both splits, in eval mode.

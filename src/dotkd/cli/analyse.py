@@ -82,7 +82,7 @@ def find_runs(directory: Path) -> list[Path]:
 def show(rows: Sequence[Row]) -> None:
     """Prints the means, and where cells are compared the paired differences; each table fits 80 columns."""
     from dotkd.cli import console as consoles
-    from dotkd.cli.tables import _count, _digits, _loss, _p
+    from dotkd.cli.tables import count_text, digits, estimate_text, p_text
     from dotkd.evidence.flatness import QUANTITIES
 
     out = consoles.results()
@@ -94,17 +94,17 @@ def show(rows: Sequence[Row]) -> None:
         for row in rows:
             figures = [row.figures[name][0] for name in names]
             counts = max(figures, key=lambda mean: mean.n + mean.diverged)
-            means.add_row(row.cell, _count(counts), *map(_loss, figures))
+            means.add_row(row.cell, count_text(counts), *map(estimate_text, figures))
         out.print(means)
     changes = consoles.table(out, "cell", "against", "of", "difference", "p corr.")
     for row in rows:
         for name in measured:
             change = row.figures[name][1]
             if row.against is not None and change.mean is not None:
-                width = "-" if change.half_width is None else _digits(change.half_width)
+                width = "-" if change.half_width is None else digits(change.half_width)
                 sign = "+" if change.mean > 0 else ""
                 changes.add_row(
-                    row.cell, row.against, name, f"{sign}{_digits(change.mean)} ± {width}", _p(change.p_corrected)
+                    row.cell, row.against, name, f"{sign}{digits(change.mean)} ± {width}", p_text(change.p_corrected)
                 )
     if changes.row_count:
         consoles.say(out, "paired differences")

@@ -27,7 +27,7 @@ def show_evidence(console: Console, evidence: Evidence) -> None:
         change = _points(row.gain)
         if one is None and row.cell.against is not None:
             change += f" on {row.cell.against}"
-        tests = [_effect(row.gain), _p(row.gain.p), _p(row.gain.p_corrected)]
+        tests = [_effect(row.gain), p_text(row.gain.p), p_text(row.gain.p_corrected)]
         return [change, *tests, _mean(row.seconds), _mean(row.relative_seconds)]
 
     heads = ["test acc. %", "last epoch", "best of test", "n"]
@@ -64,11 +64,16 @@ def _show(
 
 
 def _accuracies(row: Row) -> list[str]:
-    return [_percent(row.val_selected), _percent(row.last), _percent(row.best_of_test), _count(row.val_selected)]
+    return [_percent(row.val_selected), _percent(row.last), _percent(row.best_of_test), count_text(row.val_selected)]
 
 
 def _losses(row: Row, *, judged: bool) -> list[str]:
-    losses = [_loss(row.task_test), _mean(row.task_train), _loss(row.distill_test), _mean(row.distill_train)]
+    losses = [
+        estimate_text(row.task_test),
+        _mean(row.task_train),
+        estimate_text(row.distill_test),
+        _mean(row.distill_train),
+    ]
     agreement = DASH if row.agreement.mean is None else f"{100 * row.agreement.mean:.1f}"
     return [*losses, agreement, _mean(row.calibration_error)] if judged else losses
 
@@ -115,17 +120,18 @@ def _percent(value: Estimate) -> str:
     return f"{100 * value.mean:.2f} ± {width}"
 
 
-def _loss(value: Estimate) -> str:
+def estimate_text(value: Estimate) -> str:
+    """A mean and the half width of its interval."""
     if value.mean is None:
         return DASH
-    return f"{_digits(value.mean)} ± {DASH if value.half_width is None else _digits(value.half_width)}"
+    return f"{digits(value.mean)} ± {DASH if value.half_width is None else digits(value.half_width)}"
 
 
 def _mean(value: Estimate) -> str:
-    return DASH if value.mean is None else _digits(value.mean)
+    return DASH if value.mean is None else digits(value.mean)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three significant digits; never an exponent for what a person would write out."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
@@ -133,7 +139,8 @@ def _digits(value: float) -> str:
     return f"{value:.1e}"
 
 
-def _count(value: Estimate) -> str:
+def count_text(value: Estimate) -> str:
+    """How many runs a mean is over, and how many diverged."""
     return f"{value.n}, {value.diverged} diverged" if value.diverged else str(value.n)
 
 
@@ -148,7 +155,8 @@ def _effect(change: Difference) -> str:
     return DASH if change.effect_size is None else f"{change.effect_size:+.2f}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value as a table has it."""
     if value is None:
         return DASH
     return "<0.001" if value < 0.001 else f"{value:.3f}"
