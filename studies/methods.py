@@ -122,4 +122,4 @@ def picture(rows: Sequence[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    page.main(NAME, __doc__ or "", run, blocks, picture)
+    page.main(NAME, __doc__, run, blocks, picture)

@@ -28,24 +28,34 @@ KEYS = ("setting", "cell", "seed", "status")
 _TEXTS = ("setting", "cell", "status")
 
 Row = dict[str, Any]
-Study = Callable[[Path, int], tuple[list[Row], list[str]]]
+Study = Callable[..., tuple[list[Row], list[str]]]
 
 
 def main(
     name: str,
-    about: str,
+    about: str | None,
     run: Study,
     blocks: Callable[[Sequence[Row]], Mapping[str, str]],
     picture: Callable[[Sequence[Row], Path], None] | None = None,
+    *,
+    source: str | None = None,
 ) -> None:
-    """The command line of a study; `run(folder, jobs)` returns the rows and the lines of where they come from."""
-    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    """The command line of a study; `run(folder, jobs)` returns the rows and the lines of where they come from.
+
+    A study of data that are not at hand says what it needs as `source`: then it is `run(folder, jobs, path)`.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    if source is not None:
+        parser.add_argument("path", type=Path, nargs="?", help=source)
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--page", action="store_true", help="train nothing: renew the page from its CSV")
     args = parser.parse_args()
     if not args.page:
-        rows, origin = run(args.out.resolve(), args.jobs)
+        if source is not None and args.path is None:
+            parser.error(f"expected PATH, {source}")
+        given = [] if source is None else [args.path]
+        rows, origin = run(args.out.resolve(), args.jobs, *given)
         write_rows(RESULTS / f"{name}.csv", rows, origin)
     rows = read_rows(RESULTS / f"{name}.csv")
     if picture is not None:

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import page
 import torch
@@ -42,8 +43,19 @@ PUBLISHED_EPOCHS, MILESTONES = 200, (60, 120, 160)
 VIEWS = 20
 SAVING = 40.0  # seconds that runs get to save after they are told to stop
 UNFINISHED = 75
-# --quick: classes, training and test pictures of each, pixels, batch, epochs, views.
-FEW = {"classes": 3, "train": 16, "test": 4, "pixels": 32, "batch": 16, "epochs": 5, "views": 2}
+
+
+class Slice(NamedTuple):
+    """The first so many classes, training and test pictures of each; side in pixels."""
+
+    classes: int
+    train: int
+    test: int
+    pixels: int
+
+
+QUICK = Slice(classes=3, train=16, test=4, pixels=32)
+FEW = {"batch": 16, "epochs": 5, "views": 2}  # of --quick
 
 
 class Clock:
@@ -74,18 +86,19 @@ class Clock:
             sys.exit(f"exit code {code}")
 
 
-def pack(path: Path, packed: Path, *, quick: bool) -> None:
-    """Every picture decoded, as `data=arrays:PACKED` takes them: uint8 (N, 3, 64, 64) and labels, train and test."""
+def pack(path: Path, packed: Path, wanted: Slice | None = None) -> None:
+    """Every picture `wanted` decoded, as `data=arrays:PACKED` takes them: uint8 (N, 3, side, side) and labels."""
     if packed.exists():
         return
     began = time.monotonic()
-    found = data.load(f"tiny-imagenet:{path}", validation=0.0, image_size=FEW["pixels"] if quick else None)
+    found = data.load(f"tiny-imagenet:{path}", validation=0.0, image_size=wanted and wanted.pixels)
     tensors = {}
     for name, split in (("train", found.train), ("test", found.test)):
         inputs, targets = split.inputs, split.targets
         assert isinstance(inputs, torch.Tensor)  # 1.4 GB: below what is decoded on demand
-        if quick:
-            places = [(targets == label).nonzero()[: FEW[name], 0] for label in range(FEW["classes"])]
+        if wanted:
+            each = wanted.train if name == "train" else wanted.test
+            places = [(targets == label).nonzero()[:each, 0] for label in range(wanted.classes)]
             index = torch.cat(places)
             inputs, targets = inputs[index], targets[index]
         tensors |= {f"x_{name}": inputs.contiguous(), f"y_{name}": targets.contiguous()}
@@ -106,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     clock = Clock(args.minutes)
     out, epochs = args.out.resolve(), FEW["epochs"] if args.quick else args.epochs
     packed = out / "pictures.safetensors"
-    pack(args.path, packed, quick=args.quick)
+    pack(args.path, packed, QUICK if args.quick else None)
     words = [f"data=arrays:{packed}", f"epochs={epochs}", f"milestones={milestones(epochs)}", f"device={args.device}"]
     words += [f"views={FEW['views'] if args.quick else VIEWS}", *([f"batch_size={FEW['batch']}"] if args.quick else [])]
     cache, students = out / "cache", out / "students"
