@@ -1,6 +1,6 @@
 """Where DOT helps and where it hurts: Delta, learning rate, temperature, length, batch size, size of the student.
 
-    python studies/sensitivity.py [--out runs/sensitivity]    # about 40 minutes on one core
+    python studies/sensitivity.py [--out runs/sensitivity]    # about 80 minutes on one core
     python studies/sensitivity.py --check                     # stack = model and optimizer of the library, in float64
     python studies/sensitivity.py --page                      # docs/results/sensitivity.md from its CSV
 
@@ -38,9 +38,9 @@ MU = 0.9
 DELTAS, RATES = (0.025, 0.05, 0.075, 0.09), (0.003, 0.01, 0.03, 0.1)
 FACTORS: dict[str, tuple[Any, ...]] = {
     "temperature": (1.0, 4.0, 8.0),
-    "epochs": (10, 30, 60),
-    "batch": (32, 64, 256),
-    "width": (2, 4),
+    "epochs": (10, 30, 60, 90),
+    "batch": (16, 32, 64, 256),
+    "width": (2, 4, 8, 16),
 }
 BASE: dict[str, Any] = {"lr": 0.01, "delta": 0.075, "temperature": 4.0, "epochs": 30, "batch": 64, "width": 4}
 
