@@ -207,6 +207,9 @@ def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
         names = [name_of(factor, value) for value in values]
         found = page.comparison_table(rows, names, cells, "kd", "accuracy", digits=2)
         tables[factor] = found.replace(f"| lr {BASE['lr']:g} |", f"| {factor} {BASE[factor]:g} |")
+    others = [name_of(factor, value) for factor, values in FACTORS.items() for value in values if value != BASE[factor]]
+    told = page.told_together({name: page.change(rows, name, *cells[1:]) for name in others})
+    tables["factors-direct"] = page.table(["setting", "DOT - sgd-matched"], list(told.items()))
     return tables
 
 
