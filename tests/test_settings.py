@@ -27,6 +27,7 @@ from dotkd.evidence.latex import as_latex, escaped
 from dotkd.evidence.numbers import as_json, cells_as_csv, runs_as_csv
 from dotkd.evidence.runs import Run
 from dotkd.evidence.settings import Evidence, Table, corrected, make_table
+from dotkd.report.ablation import ablations
 from run_folders import runs_of
 
 KD = [0.900, 0.905, 0.899, 0.902, 0.904]
@@ -237,3 +238,28 @@ def test_a_picture_for_each_varied_number(tmp_path: Path):
     assert drawn(several[:1], tmp_path) == []
     nothing = [made._replace(runs={"kd": []}) for made in several]
     assert drawn(nothing, tmp_path) == []
+
+
+def titles_and_styles(tables: Sequence[Table]) -> dict[str, list[tuple[str, int]]]:
+    figures = ablations(corrected("t", tables).tables, {"kd": 0, "kd+dot": 1}, compared=True)
+    return {figure.title: [(one.name, one.style) for one in figure.series] for figure in figures}
+
+
+def test_the_page_has_plots_of_its_own_for_each_recipe():
+    two = [table(0.05, DOT), table(0.075, HIGHER)]
+    alone = titles_and_styles(two)
+    assert alone["Test accuracy against delta"] == [("kd", 0), ("kd+dot", 1)]
+    both = titles_and_styles([*two, *(made._replace(recipe="s") for made in two)])
+    assert sorted(both) == sorted(f"{title} ({recipe})" for title in alone for recipe in ("r", "s"))
+    assert both["Gain against delta (s)"] == [("kd+dot", 1)]
+
+
+def test_lines_of_one_cell_look_different_in_the_page():
+    grid = [
+        made._replace(varied={**made.varied, "lr": lr})
+        for made in (table(0.05, DOT), table(0.075, HIGHER))
+        for lr in (0.01, 1)
+    ]
+    lines = titles_and_styles(grid)["Test accuracy against delta"]
+    assert sorted(name for name, _ in lines) == ["kd+dot, lr=0.01", "kd+dot, lr=1", "kd, lr=0.01", "kd, lr=1"]
+    assert len({style for _, style in lines}) == len(lines)

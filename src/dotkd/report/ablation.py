@@ -1,4 +1,4 @@
-"""Where a number was varied: accuracy and gain against it, one line a cell."""
+"""Where a number was varied: accuracy and gain against it, one line a cell, plots of its own for each recipe."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _OF_A_LINE = ("seed", "method", "trainer", "teacher_weights")
 
 
 class _Place(NamedTuple):
-    """A cell at one value of every varied key. style: that of the cell."""
+    """A cell at one value of every varied key. style: that of the cell; recipe: empty where there is one alone."""
 
     row: Row
     varied: Mapping[str, Any]
     style: int
+    recipe: str = ""
 
 
 def ablations(tables: Sequence[Table], styles: Mapping[str, int], *, compared: bool) -> list[Lines]:
@@ -30,23 +31,25 @@ def ablations(tables: Sequence[Table], styles: Mapping[str, int], *, compared: b
     Of a comparison, the varied keys of its settings; of runs side by side, the numbers in which they differ.
     """
     places = _settings(tables, styles) if compared else _runs(tables, styles)
-    keys = differing_numbers({place: found.varied for place, found in enumerate(places)})
     figures: list[Lines] = []
-    for key in keys:
-        accuracy = _series(places, key, _accuracy)
-        if accuracy:
-            figures.append(_figure("Test accuracy", "test accuracy, %", key, accuracy))
-        gains = _series(places, key, _gain)
-        if gains:
-            figure = _figure("Gain", "difference in test accuracy, points", key, gains)
-            figures.append(figure._replace(marks=[(0.0, "no difference")]))
+    for recipe in dict.fromkeys(place.recipe for place in places):
+        mine = [place for place in places if place.recipe == recipe]
+        for key in differing_numbers({number: place.varied for number, place in enumerate(mine)}):
+            what = f"{key} ({recipe})" if recipe else key
+            accuracy = _series(mine, key, _accuracy)
+            if accuracy:
+                figures.append(_figure(f"Test accuracy against {what}", "test accuracy, %", key, accuracy))
+            gains = _series(mine, key, _gain)
+            if gains:
+                figure = _figure(f"Gain against {what}", "difference in test accuracy, points", key, gains)
+                figures.append(figure._replace(marks=[(0.0, "no difference")]))
     return figures
 
 
 def _settings(tables: Sequence[Table], styles: Mapping[str, int]) -> list[_Place]:
     several = len({table.recipe for table in tables}) > 1
     return [
-        _Place(row, {**table.varied, **({"recipe": table.recipe} if several else {})}, styles[row.cell.name])
+        _Place(row, table.varied, styles[row.cell.name], table.recipe if several else "")
         for table in tables
         for row in table.rows
     ]
@@ -89,6 +92,8 @@ def _series(
         low = [None if width is None else mean - width for _, mean, width, _ in points]
         high = [None if width is None else mean + width for _, mean, width, _ in points]
         series.append(Series(name, points[0][3], x, y, low, high, bars=True))
+    if len({one.style for one in series}) < len(series):  # a cell has several lines: they must be told apart
+        return [one._replace(style=number) for number, one in enumerate(series)]
     return series
 
 
@@ -97,7 +102,7 @@ def _figure(title: str, label: str, key: str, series: Sequence[Series]) -> Lines
     positive = min(values) > 0
     x = Axis(key, key, log=positive and max(values) / min(values) >= _WIDE, switchable=positive)
     caption = "Mean over seeds, bars: 95 % interval; val-selected accuracy. Only the marked values were tried."
-    return Lines(f"{title} against {key}", caption, x, Axis(label, title.lower()), series)
+    return Lines(title, caption, x, Axis(label, title.partition(" against ")[0].lower()), series)
 
 
 def _accuracy(row: Row) -> tuple[float, float | None] | None:
