@@ -4,7 +4,7 @@ The contract, at the width of a phone and of a desk, in the light and in the dar
 - nothing is said on the console, every plot shows something, its texts neither overlap nor leave it;
 - the page never scrolls sideways; text has a contrast of at least 4.5 : 1, what is drawn of 3 : 1;
 - legends, scales, sorting, the choice of a setting and single points can be reached and used by the keyboard;
-- without JavaScript the tables and the sentences are there.
+- without JavaScript the tables and the sentences are there; on paper no legend and no table is cut.
 """
 
 from __future__ import annotations
@@ -244,6 +244,19 @@ def test_one_setting_can_be_chosen(browser: Any, path: Path):
     choice.send_keys("delta=0.075")
     shown = [s for s in browser.find_elements(By.CSS_SELECTOR, "[data-setting]") if s.is_displayed()]
     assert [section.get_attribute("data-setting") for section in shown] == ["delta=0.075"]
+
+
+def test_on_paper_nothing_is_cut(browser: Any, path: Path):
+    opened(browser, path, width=PHONE)
+    cut = (
+        "return [...document.querySelectorAll('.legend, .tall')].filter((e) => e.scrollHeight > e.clientHeight).length"
+    )
+    assert browser.execute_script(cut) > 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert browser.execute_script(cut) == 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_without_javascript_tables_and_sentences_are_there(browser: Any, path: Path):
