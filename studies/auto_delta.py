@@ -4,11 +4,11 @@
     python studies/auto_delta.py --page     # docs/results/auto-delta.md from its CSV
     python studies/auto_delta.py --check    # the equalities that this study rests on
 
-The rules stand in `auto_rules.py`, settings and cells in `auto_cells.py`, the page's tables in `auto_tables.py`. Beside
-the rules: fixed Deltas, DOT's matched control (`sgd-matched`), and the rivals of any claim: the matched control with
-the Delta of a rule, and plain KD whose learning rate the same signal sets. All cells are trained with the same seeds,
-in stacks (`stacked_students.py`), from the initial weights and on the batches of `dotkd compare`. Started again it
-skips what is done. The digits are cheap: there every rule runs; elsewhere those of WIDE.
+The rules stand in `auto_rules.py`, settings and cells in `auto_cells.py`, the page's tables and picture in
+`auto_tables.py`. Beside the rules: fixed Deltas, DOT's matched control (`sgd-matched`), and the rivals of any claim:
+the matched control with the Delta of a rule, and plain KD whose learning rate the same signal sets. All cells are
+trained with the same seeds, in stacks (`stacked_students.py`), from the initial weights and on the batches of `dotkd
+compare`. Started again it skips what is done. The digits are cheap: there every rule runs; elsewhere those of WIDE.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import auto_rules as rules
 import page
 import torch
 from auto_cells import CELLS, SETTINGS, WIDE
-from auto_tables import blocks
+from auto_tables import blocks, picture
 from cheap_differences import VARIANTS
 from cheaper_than_exact import literal
 from page import Row
@@ -148,6 +148,7 @@ def main() -> None:
         told = [f"commit: {commits}", f"hardware: {origin['hardware']}, 1 thread", f"torch: {torch.__version__}"]
         page.write_rows(csv, rows_of(lines), told)
     rows = page.read_rows(csv)
+    picture(rows, page.RESULTS / f"{NAME}.svg")
     page.renew(text, {"origin": page.origin_of(csv), **blocks(rows)})
 
 

@@ -1,14 +1,19 @@
-"""The tables of docs/results/auto-delta.md, from its CSV: a row a cell, with the accuracy of each seed."""
+"""Tables and picture of docs/results/auto-delta.md, from its CSV: a row a cell, with the accuracy of each seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import page
+import pictures
 from auto_cells import AUTO, CELLS, FIXED, RIVALS, SETTINGS
 from page import Row
 
 from dotkd.evidence.statistics import estimate, holm, paired_difference
+
+GROUPS = ("digits", "mlp", "resnet")
+DRAWN = ("delta 0.075", "matched 0.075", "sensitivity", "rate, displacement")
 
 
 def accuracy(rows: Sequence[Row], setting: str, cell: str) -> dict[int, float | None]:
@@ -22,8 +27,7 @@ def accuracy(rows: Sequence[Row], setting: str, cell: str) -> dict[int, float | 
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
-    groups = ("digits", "mlp", "resnet")
-    tables = {group: accuracies(rows, [s for s in SETTINGS if s.startswith(group)]) for group in groups}
+    tables = {group: accuracies(rows, [s for s in SETTINGS if s.startswith(group)]) for group in GROUPS}
     return {**tables, "verdict": verdict(rows), "rivals": rivals(rows), "losses": losses(rows), "found": found(rows)}
 
 
@@ -117,3 +121,24 @@ def found(rows: Sequence[Row]) -> str:
     told = {(r["setting"], r["cell"]): " ".join(f"{r[f'delta_{k}']:.3f}"[1:] for k in (1, 3, 6, 10)) for r in rows}
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in rows)]
     return page.table(["setting", *cells], [[s, *(told.get((s, cell), "-") for cell in cells)] for s in settings])
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """What DRAWN gain on KD in every setting."""
+    figure, axes = pictures.panels(len(GROUPS), width=4.6, height=5.0)
+    for panel, group in zip(axes, GROUPS, strict=True):
+        lines = [
+            (
+                f"{setting.removeprefix(group).strip()}: {cell}",
+                paired_difference(accuracy(rows, setting, cell), accuracy(rows, setting, "kd")),
+                place,
+            )
+            for setting in SETTINGS
+            if setting.startswith(group)
+            for place, cell in enumerate(DRAWN)
+        ]
+        pictures.forest(panel, lines, title=f"{group}, logarithmic beyond 2")
+        panel.set_xscale("symlog", linthresh=2)
+        panel.set_xticks([-30, -5, -1, 0, 1, 5, 30], ["-30", "-5", "-1", "0", "1", "5", "30"])
+        panel.set_xlim(-45, 45)
+    pictures.save(figure, path)

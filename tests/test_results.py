@@ -1,5 +1,6 @@
-"""The pages of docs/results/. Their contract: every table of a page and its origin is what its CSV gives, so that no
-figure can drift from its data; every page is that of a study, and names its command, its data and its picture.
+"""The pages of docs/results/. Their contract: every table of a page, its picture and its origin are what its CSV gives,
+so that no figure can drift from its data; every page is that of a study, and names its command, its data and its
+picture.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ def test_the_tables_of_a_page_are_what_its_data_give(path: Path, tmp_path: Path)
     shutil.copy(path.with_suffix(".md"), copy)
     page.renew(copy, {"origin": page.origin_of(path), **study_of(path).blocks(page.read_rows(path))})
     assert copy.read_text() == path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_picture_of_a_page_is_what_its_data_give(path: Path, tmp_path: Path):
+    """Byte by byte: matplotlib is pinned, and brings its fonts."""
+    study_of(path).picture(page.read_rows(path), tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_bytes() == path.with_suffix(".svg").read_bytes()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
