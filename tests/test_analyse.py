@@ -71,7 +71,7 @@ def test_the_middle_of_the_landscape_is_the_student(run, tmp_path):
 
 def test_the_curvature_is_of_the_losses_it_names(run, config, tmp_path):
     found = analyse(copied(run, tmp_path / "run"), ("hessian", "objective"), ALL)
-    subject = analysis.load(run, ALL)
+    subject = analysis.load(run, samples=ALL.samples, seed=ALL.seed)
     assert torch.equal(
         subject.student.state_dict()["head.weight"], load_file(run / "student.safetensors")["head.weight"]
     )
@@ -110,7 +110,7 @@ def test_what_is_there_is_kept_and_anything_else_measured_again(run, tmp_path, m
     first = analyse(folder, ("line", "cka"), ALL)
     loads = []
     load = analysis.load
-    monkeypatch.setattr(analysis, "load", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(analysis, "load", lambda *given, **named: loads.append(given) or load(*given, **named))
     assert analyse(folder, ("cka", "line"), ALL) == first
     assert not loads
     more = analyse(folder, ("plane",), ALL)

@@ -27,14 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dotkd import data, models
-from dotkd.assembly import Parts, assemble
 from dotkd.atomic_file import write_atomically
-from dotkd.config import Config
 from dotkd.distiller import Distiller
 from dotkd.evidence.curvature import Curvature, curvature
-from dotkd.evidence.landscape import Samples, Score, line, plane, random_direction
+from dotkd.evidence.landscape import Score, line, plane, random_direction
 from dotkd.evidence.similarity import linear_cka
+from dotkd.evidence.subject import Subject, load
 from dotkd.export import WEIGHTS
 from dotkd.methods.activations import Activations, Observer, logits_of
 from dotkd.methods.points import default_points
@@ -45,7 +43,6 @@ from dotkd.teachers import Ensemble
 ANALYSIS = "analysis.json"
 USUAL = ("line", "hessian", "cka")
 KINDS = (*USUAL, "plane", "objective")
-_BATCH_NUMBERS = 2**16  # of the inputs of a batch: some MB of activations for each of the models at hand
 _CKA_BATCH = 256
 
 
@@ -55,20 +52,6 @@ class Settings(NamedTuple):
     samples: int = 1024
     points: int = 21
     seed: int = 0
-
-
-class Subject(NamedTuple):
-    """A run's student in eval mode with its samples in batches: inputs, targets (B,), teacher's logits (B, C).
-
-    The last is missing without a teacher, and `why` says why there is none to look at, or no distillation loss.
-    """
-
-    config: Config
-    student: nn.Module
-    distiller: Distiller | None
-    samples: Samples
-    example: Tensor
-    why: Mapping[str, str]
 
 
 def analyse(directory: Path, kinds: Sequence[str], settings: Settings) -> dict[str, Any]:
@@ -91,7 +74,7 @@ def analyse(directory: Path, kinds: Sequence[str], settings: Settings) -> dict[s
     missing = [kind for kind in KINDS if kind in kinds and not _is_done(held, kind, settings)]
     if not missing:
         return held
-    subject = load(directory, settings)
+    subject = load(directory, samples=settings.samples, seed=settings.seed)
     held |= {
         "split": "train",
         "samples": sum(len(batch[0]) for batch in subject.samples),
@@ -114,53 +97,6 @@ def analyse(directory: Path, kinds: Sequence[str], settings: Settings) -> dict[s
             held["cka"] = _cka(subject)
         write_atomically(path, to_json(held, indent=1) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def load(directory: Path, settings: Settings) -> Subject:
-    """The student of a finished run, its teacher and the samples. Raises as :func:`analyse` does."""
-    config = Config.from_sources(directory / "config.yaml")
-    own = directory / "teacher"
-    changes: dict[str, object] = {"student_weights": None, "activation_checkpointing": False, "low_memory": False}
-    changes |= {"sync_batch_norm": False}
-    if config.teacher_weights is None and (own / WEIGHTS).is_file() and config.method != "none":
-        changes["teacher_weights"] = str(own)
-    parts = assemble(config.replace(**changes))
-    if parts.teacher is not None:
-        raise FileNotFoundError(f"{directory} was taught by {own}, which has no {WEIGHTS}: its teacher is gone")
-    models.load_weights(parts.student, directory / WEIGHTS)
-    distiller = parts.distiller
-    if distiller is not None and (directory / "method.safetensors").is_file():
-        models.load_weights(distiller.extra, directory / "method.safetensors")
-    if parts.average is not None:
-        models.load_weights(parts.average.module, directory / "student_ema.safetensors")
-    why: dict[str, str] = {}
-    if distiller is None:
-        why = dict.fromkeys(("cka", "distill_loss"), "method none, and no teacher_weights to measure against")
-    elif distiller.teacher is None:
-        why = dict.fromkeys(("cka", "distill_loss"), f"method {config.method} has no teacher")
-    elif distiller.looks_inside:
-        why["distill_loss"] = f"that of method {config.method} is no function of logits alone"
-    samples = tuple(_samples(parts, settings))
-    return Subject(config, parts.student.eval(), distiller, samples, parts.example, why)
-
-
-def _samples(parts: Parts, settings: Settings) -> Iterator[tuple[Tensor, ...]]:
-    """At most so many samples in an order that the seed alone settles; the teacher asked about each."""
-    distiller = parts.distiller
-    size = max(16, min(1024, _BATCH_NUMBERS // parts.example[0].numel()))
-    left = min(settings.samples, len(parts.dataset.train.targets))
-    batching = data.batches(
-        parts.dataset, "train", batch_size=size, shuffle=True, seed=settings.seed, device=parts.device
-    )
-    for batch in batching:
-        inputs, targets = batch.inputs[:left], batch.targets[:left]
-        if distiller is None or distiller.teacher is None:
-            yield inputs, targets
-        else:
-            yield inputs, targets, distiller.teacher_logits(inputs, targets)
-        left -= len(inputs)
-        if not left:
-            return
 
 
 # --- what is measured
