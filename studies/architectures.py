@@ -59,20 +59,28 @@ def chosen(rows: Sequence[Row]) -> list[Row]:
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
-    grid = [
+    return {"grid": grid_table(rows), **level_tables(chosen(rows))}
+
+
+def grid_table(rows: Sequence[Row]) -> str:
+    """Validation accuracy of every trainer at each of its learning rates."""
+    lines = [
         [model, trainer, rates.line(rows, trainer, grid, prefix=f"{model} ")]
         for model in MODELS
         for trainer, grid in GRID_OF.items()
     ]
-    best = chosen(rows)
-    told = page.told_together({(model, *pair): page.change(best, model, *pair) for model in MODELS for pair in PAIRS})
+    return page.table(["student", "trainer", "validation accuracy, % at each learning rate"], lines)
+
+
+def level_tables(rows: Sequence[Row]) -> dict[str, str]:
+    """What came out, of rows whose setting is the model."""
+    told = page.told_together({(model, *pair): page.change(rows, model, *pair) for model in MODELS for pair in PAIRS})
     differences = [[model, *(told[model, a, b] for a, b in PAIRS)] for model in MODELS]
     return {
-        "grid": page.table(["student", "trainer", "validation accuracy, % at each learning rate"], grid),
-        "accuracy": level_table(best, "accuracy", digits=2),
+        "accuracy": level_table(rows, "accuracy", digits=2),
         "differences": page.table(["student", *(f"{a} - {b}" for a, b in PAIRS)], differences),
-        "test-task": level_table(best, "test_task", digits=3),
-        "test-distill": level_table(best, "test_distill", digits=3),
+        "test-task": level_table(rows, "test_task", digits=3),
+        "test-distill": level_table(rows, "test_distill", digits=3),
     }
 
 

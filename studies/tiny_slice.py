@@ -4,9 +4,10 @@
     python studies/tiny_slice.py --page                                       # docs/results/tiny-slice.md from its CSV
 
 PATH is tiny-imagenet-200 in its official tree. All 500 training and 50 test pictures of its first ten classes are
-decoded once; a resnet20 learns them, and what it says of VIEWS views of each picture is kept for all students. The
-students (`tiny_slice/*.yaml`) are trained at three learning rates by every trainer, over 5 seeds. Each part is one
-`dotkd` command, which is printed. On a CPU build of torch, timm needs `tests/cpu_torchvision` on PYTHONPATH.
+decoded once; a resnet20 learns them, and what it says of VIEWS views of each picture is kept for all students
+(`tiny_slice/*.yaml`). The ResNet is trained at three learning rates, all of which are shown; the others at the one of
+three that was best for their trainer on the validation split, over other seeds. Each part is one `dotkd` command, which
+is printed. On a CPU build of torch, timm needs `tests/cpu_torchvision` on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from page import Row
 from tiny_imagenet import Slice, pack
 from trade_off import CELLS
 
+from dotkd.evidence.runs import read_run
+
 NAME = "tiny-slice"
 HERE = Path(__file__).resolve().parent / "tiny_slice"
 SLICE = Slice(classes=10, train=500, test=50, pixels=32)
-SEEDS, EPOCHS, VIEWS = 5, 10, 10
+VIEWS, SEEDS = 10, 5
+EPOCHS, EPOCHS_OF_OTHERS = 10, 8
+TUNING_SEED, TUNING_SEEDS = 100, 2
+CONTROLS = "sgd,dot,dot-normalized,sgd-matched"
 RATES = architectures.GRID_OF["sgd"]
 RESNET = [f"resnet lr {rate:g}" for rate in RATES]
 
@@ -34,45 +40,49 @@ RESNET = [f"resnet lr {rate:g}" for rate in RATES]
 def run(out: Path, jobs: int, path: Path) -> tuple[list[Row], list[str]]:
     packed, cache = out / "pictures.safetensors", out / "cache"
     pack(path, packed, SLICE)
-    words = [f"data=arrays:{packed}", "augment=crop-flip", f"views={VIEWS}", f"epochs={EPOCHS}"]
+    words = [f"data=arrays:{packed}", "augment=crop-flip", f"views={VIEWS}"]
     words += ["teacher=resnet20", "teacher_epochs=20", "teacher_lr=0.05"]
-    page.dotkd("cache", str(HERE / "resnet.yaml"), *words, "threads=1", "--out", str(cache))
-    words += [f"cache={cache}", f"teacher_weights={cache / 'teacher'}"]
-    words += ["--seeds", str(SEEDS), "--jobs", str(jobs)]
+    page.dotkd("cache", str(HERE / "resnet.yaml"), *words, f"epochs={EPOCHS}", "threads=1", "--out", str(cache))
 
-    def compare(models: Sequence[str], trainers: Sequence[str], grid: Sequence[float], *more: str) -> Path:
-        folder = out / "-".join((*models, trainers[0]))
+    def compare(name: str, models: Sequence[str], trainers: str, epochs: int, seeds: int, *more: str) -> Path:
         files = [str(HERE / f"{model}.yaml") for model in models]
-        vary = f"lr={','.join(str(rate) for rate in grid)}"
-        trained = ["--trainers", ",".join(trainers), *more]
-        page.dotkd("compare", *files, *words, "--vary", vary, *trained, "--out", str(folder))
-        return folder
+        taught = [f"epochs={epochs}", f"cache={cache}", f"teacher_weights={cache / 'teacher'}"]
+        cells = ["--seeds", str(seeds), "--jobs", str(jobs), *more, "--trainers", trainers]
+        page.dotkd("compare", *files, *words, *taught, *cells, "--out", str(out / name))
+        return out / name
 
-    controls = ("sgd", "dot", "dot-normalized", "sgd-matched")
-    folder = compare(["resnet"], controls, RATES, "--methods", "none,kd")
+    folder = compare("resnet", ["resnet"], CONTROLS, EPOCHS, SEEDS, *varied(RATES), "--methods", "none,kd")
     rows: list[Row] = []
     for rate, setting in zip(RATES, RESNET, strict=True):
         rows += page.comparison_rows(setting, folder / f"resnet-lr={rate:g}")
     for trainers, grid in GRIDS.items():
-        folder = compare(MODELS, trainers, grid)
+        own = [f"seed={TUNING_SEED}", *varied(grid)]
+        folder = compare(f"tuning-{trainers[0]}", MODELS, ",".join(trainers), EPOCHS_OF_OTHERS, TUNING_SEEDS, *own)
         for model in MODELS:
             rows += rates.tried(folder, model, grid, prefix=f"{model} ")
+    for model in MODELS:
+        rate_of = {t: rates.best(rows, t, grid, prefix=f"{model} ") for t, grid in architectures.GRID_OF.items()}
+        for rate in sorted(set(rate_of.values())):
+            trainers = [trainer for trainer in rate_of if rate_of[trainer] == rate]
+            name = f"{model}-lr-{rate:g}"
+            folder = compare(name, [model], ",".join(trainers), EPOCHS_OF_OTHERS, SEEDS, f"lr={rate}")
+            found = [read_run(path.parent) for path in sorted(folder.glob("*/seed-*/summary.json"))]
+            rows += [page.row_of(model, run.trainer, run) for run in found]
     return rows, page.origin_lines([out])
+
+
+def varied(grid: Sequence[float]) -> list[str]:
+    return ["--vary", f"lr={','.join(str(rate) for rate in grid)}"]
 
 
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
     """Those of the trade-off for the ResNet, and those of the other architectures."""
+    digits_of = {"accuracy": 2, "train_task": 3, "train_distill": 3, "test_task": 3, "test_distill": 3}
     ends = {
-        f"resnet-{name.replace('_', '-')}": page.comparison_table(rows, RESNET, CELLS, "kd", name, digits=digits)
-        for name, digits in (
-            ("accuracy", 2),
-            ("train_task", 3),
-            ("train_distill", 3),
-            ("test_task", 3),
-            ("test_distill", 3),
-        )
+        f"resnet-{key.replace('_', '-')}": page.comparison_table(rows, RESNET, CELLS, "kd", key, digits=digits)
+        for key, digits in digits_of.items()
     }
-    return {**ends, **architectures.blocks(rows)}
+    return {**ends, "grid": architectures.grid_table(rows), **architectures.level_tables(rows)}
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
