@@ -1,6 +1,6 @@
 """A slice of Tiny-ImageNet at 32 x 32 pixels: the trade-off of a small ResNet, and three other architectures.
 
-    python studies/tiny_slice.py PATH [--jobs 2] [--out runs/tiny-slice]      # about 80 minutes on two cores
+    python studies/tiny_slice.py PATH [--jobs 2] [--out runs/tiny-slice]      # about 90 minutes on two cores
     python studies/tiny_slice.py --page                                       # docs/results/tiny-slice.md from its CSV
 
 PATH is tiny-imagenet-200 in its official tree. All 500 training and 50 test pictures of its first ten classes are
