@@ -42,7 +42,7 @@ def main(
 ) -> None:
     """The command line of a study; `run(folder, jobs)` returns the rows and the lines of where they come from.
 
-    A study of data that are not at hand says what it needs as `source`: then it is `run(folder, jobs, path)`.
+    A study of data that are not at hand names them as `source`, and takes their folder: `run(folder, jobs, path)`.
     """
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     if source is not None:
@@ -52,8 +52,8 @@ def main(
     parser.add_argument("--page", action="store_true", help="train nothing: renew the page from its CSV")
     args = parser.parse_args()
     if not args.page:
-        if source is not None and args.path is None:
-            parser.error(f"expected PATH, {source}")
+        if source is not None and not (args.path and args.path.is_dir()):
+            parser.error(f"expected PATH, the folder of {source}" + (f", got {args.path}" if args.path else ""))
         given = [] if source is None else [args.path]
         rows, origin = run(args.out.resolve(), args.jobs, *given)
         write_rows(RESULTS / f"{name}.csv", rows, origin)

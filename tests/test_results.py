@@ -9,6 +9,7 @@ import importlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import page
 import pytest
@@ -68,3 +69,27 @@ def test_rows_are_read_as_they_were_written_to_five_digits(tmp_path: Path):
     assert page.column(read, "a", "kd") == {0: 91.235}
     found = page.mean(read, "a", "kd")
     assert (found.n, found.diverged) == (1, 1)
+
+
+def test_a_study_of_data_that_are_not_at_hand_wants_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def never(*_given: object) -> Any:
+        raise AssertionError("nothing is trained without data")
+
+    for given, told in (([], "expected PATH, the folder of pictures\n"), (["nowhere"], "got nowhere\n")):
+        monkeypatch.setattr("sys.argv", ["study", *given])
+        with pytest.raises(SystemExit):
+            page.main("study", "About it.", never, never, source="pictures")
+        assert capsys.readouterr().err.endswith(told)
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["study", str(tmp_path), "--jobs", "3"])
+    seen: list[object] = []
+
+    def run(_out: Path, *given: object) -> tuple[list[page.Row], list[str]]:
+        seen.append(given)
+        return [], []
+
+    with pytest.raises(FileNotFoundError, match=r"study\.md"):
+        page.main("study", None, run, lambda _: {}, source="pictures")
+    assert seen == [(3, tmp_path)]
