@@ -35,13 +35,12 @@ def ablations(tables: Sequence[Table], styles: Mapping[str, int], *, compared: b
     for recipe in dict.fromkeys(place.recipe for place in places):
         mine = [place for place in places if place.recipe == recipe]
         for key in differing_numbers({number: place.varied for number, place in enumerate(mine)}):
-            what = f"{key} ({recipe})" if recipe else key
             accuracy = _series(mine, key, _accuracy)
             if accuracy:
-                figures.append(_figure(f"Test accuracy against {what}", "test accuracy, %", key, accuracy))
+                figures.append(_figure("Test accuracy", "test accuracy, %", key, recipe, accuracy))
             gains = _series(mine, key, _gain)
             if gains:
-                figure = _figure(f"Gain against {what}", "difference in test accuracy, points", key, gains)
+                figure = _figure("Gain", "difference in test accuracy, points", key, recipe, gains)
                 figures.append(figure._replace(marks=[(0.0, "no difference")]))
     return figures
 
@@ -97,12 +96,13 @@ def _series(
     return series
 
 
-def _figure(title: str, label: str, key: str, series: Sequence[Series]) -> Lines:
+def _figure(title: str, label: str, key: str, recipe: str, series: Sequence[Series]) -> Lines:
     values = [value for one in series for value in one.x if value is not None]
     positive = min(values) > 0
     x = Axis(key, key, log=positive and max(values) / min(values) >= _WIDE, switchable=positive)
     caption = "Mean over seeds, bars: 95 % interval; val-selected accuracy. Only the marked values were tried."
-    return Lines(title, caption, x, Axis(label, title.partition(" against ")[0].lower()), series)
+    of_recipe = f" ({recipe})" if recipe else ""
+    return Lines(f"{title} against {key}{of_recipe}", caption, x, Axis(label, title.lower()), series)
 
 
 def _accuracy(row: Row) -> tuple[float, float | None] | None:
