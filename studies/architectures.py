@@ -5,7 +5,7 @@
 
 Scikit-learn's digits; small models of timm without weights (`architectures/*.yaml`); the teacher is the network of
 `three_convolutions.py` with 24, 48, 96 channels. Each trainer is run at three learning rates, those of the SGD forms
-three times as large as those of the AdamW forms, over 5 seeds, and reported at the one that is best on the validation
+three times as large as those of the AdamW forms, over 8 seeds, and reported at the one that is best on the validation
 split after the last epoch. The runs are two `dotkd compare`, which are printed. On a CPU build of torch, timm needs
 `tests/cpu_torchvision` on PYTHONPATH.
 """
@@ -23,7 +23,7 @@ from page import Row
 NAME = "architectures"
 HERE = Path(__file__).resolve().parent / NAME
 MODELS = ("vit", "convnext", "mixer")
-SEEDS, EPOCHS = 5, 12
+SEEDS, EPOCHS = 8, 12
 TEACHER = "studies.three_convolutions:three_convolutions"
 GRIDS: dict[tuple[str, ...], tuple[float, ...]] = {
     ("sgd", "dot", "sgd-matched"): (0.01, 0.03, 0.1),
