@@ -1,6 +1,6 @@
 """A slice of Tiny-ImageNet at 32 x 32 pixels: the trade-off of a small ResNet, and three other architectures.
 
-    python studies/tiny_slice.py PATH [--jobs 2] [--out runs/tiny-slice]      # about 90 minutes on two cores
+    python studies/tiny_slice.py PATH [--jobs 2] [--out runs/tiny-slice]      # about 100 minutes on two cores
     python studies/tiny_slice.py --page                                       # docs/results/tiny-slice.md from its CSV
 
 PATH is tiny-imagenet-200 in its official tree. All 500 training and 50 test pictures of its first ten classes are
@@ -29,8 +29,9 @@ from dotkd.evidence.runs import read_run
 NAME = "tiny-slice"
 HERE = Path(__file__).resolve().parent / "tiny_slice"
 SLICE = Slice(classes=10, train=500, test=50, pixels=32)
-VIEWS, SEEDS = 10, 5
-EPOCHS, EPOCHS_OF_OTHERS = 10, 8
+VIEWS = 10
+EPOCHS, SEEDS = 10, 5  # of the ResNet
+EPOCHS_OF_OTHERS, SEEDS_OF_OTHERS = 8, 8
 TUNING_SEED, TUNING_SEEDS = 100, 2
 CONTROLS = "sgd,dot,dot-normalized,sgd-matched"
 RATES = architectures.GRID_OF["sgd"]
@@ -66,7 +67,7 @@ def run(out: Path, jobs: int, path: Path) -> tuple[list[Row], list[str]]:
         for rate in sorted(set(rate_of.values())):
             trainers = [trainer for trainer in rate_of if rate_of[trainer] == rate]
             name = f"{model}-lr-{rate:g}"
-            folder = compare(name, [model], ",".join(trainers), EPOCHS_OF_OTHERS, SEEDS, f"lr={rate}")
+            folder = compare(name, [model], ",".join(trainers), EPOCHS_OF_OTHERS, SEEDS_OF_OTHERS, f"lr={rate}")
             found = [read_run(path.parent) for path in sorted(folder.glob("*/seed-*/summary.json"))]
             rows += [page.row_of(model, run.trainer, run) for run in found]
     return rows, page.origin_lines([out])
