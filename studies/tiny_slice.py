@@ -17,8 +17,8 @@ from pathlib import Path
 
 import architectures
 import page
-import pictures
 import rates
+import trade_off
 from architectures import GRIDS, MODELS
 from page import Row
 from tiny_imagenet import Slice, pack
@@ -98,11 +98,7 @@ def direct_table(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    figure, axes = pictures.panels(len(RESNET))
-    for panel, setting in zip(axes, RESNET, strict=True):
-        points = {cell: page.ends(rows, setting, cell, ("train_distill", "train_task")) for cell in CELLS}
-        pictures.ends(panel, points, title=setting)
-    pictures.save(figure, path)
+    trade_off.ends(rows, path, RESNET)
 
 
 if __name__ == "__main__":

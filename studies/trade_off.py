@@ -54,8 +54,13 @@ def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    figure, axes = pictures.panels(len(SETTINGS))
-    for panel, setting in zip(axes, SETTINGS, strict=True):
+    ends(rows, path, list(SETTINGS))
+
+
+def ends(rows: Sequence[Row], path: Path, settings: Sequence[str]) -> None:
+    """Where the runs of each cell end in the plane of both training losses, a panel a setting."""
+    figure, axes = pictures.panels(len(settings))
+    for panel, setting in zip(axes, settings, strict=True):
         points = {cell: page.ends(rows, setting, cell, ("train_distill", "train_task")) for cell in CELLS}
         pictures.ends(panel, points, title=setting)
     pictures.save(figure, path)
