@@ -22,7 +22,6 @@ import trade_off
 from architectures import GRIDS, MODELS
 from page import Row
 from tiny_imagenet import Slice, pack
-from trade_off import CELLS
 
 from dotkd.evidence.runs import read_run
 
@@ -80,7 +79,9 @@ def varied(grid: Sequence[float]) -> list[str]:
 def blocks(rows: Sequence[Row]) -> Mapping[str, str]:
     """Those of the trade-off for the ResNet, and those of the other architectures."""
     ends = {
-        f"resnet-{key.replace('_', '-')}": page.comparison_table(rows, RESNET, CELLS, "kd", key, digits=digits)
+        f"resnet-{key.replace('_', '-')}": page.comparison_table(
+            rows, RESNET, trade_off.CELLS, "kd", key, digits=digits
+        )
         for key, digits in DIGITS_OF.items()
     }
     others = {"grid": architectures.grid_table(rows), **architectures.level_tables(rows)}
