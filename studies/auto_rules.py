@@ -193,23 +193,18 @@ def train(problem: Problem, cells: Sequence[Cell], seeds: Sequence[int], most: i
 
     task, distill, _ = schedule.weights(problem.config)
     decay, lr_0 = problem.config.weight_decay, problem.config.lr
-    total = problem.config.epochs * problem.per_epoch
     trace: list[Tensor] = []
-    batches = problem.batches(seeds, 0)
-    for step in range(most or total):
-        if step and step % problem.per_epoch == 0:
-            batches = problem.batches(seeds, step // problem.per_epoch)
-        inputs, targets, known = (x.repeat(len(cells), *[1] * (x.dim() - 1)) for x in next(batches))
+    for step, lr, batch in problem.training(seeds, most):
+        inputs, targets, known = (x.repeat(len(cells), *[1] * (x.dim() - 1)) for x in batch)
         logits = students(inputs)
         a, b = at_the_logits(logits, targets, known, task, distill, problem.temperature)
         _gather(g_t, torch.autograd.grad(logits, leaves, a, retain_graph=True))
         _gather(g_d, torch.autograd.grad(logits, leaves, b))
-        lr = schedule.learning_rate(problem.config, step, problem.per_epoch)
         with torch.no_grad():
             for cell, mine, memory in zip(cells, rows, memories, strict=True):
                 vectors = (x[mine] for x in (g_t, g_d, v_t, v_d, theta, delta))
                 rule = cell.delta
-                delta[mine] = rule(Seen(*vectors, lr, lr_0, step / total), memory) if callable(rule) else rule
+                delta[mine] = rule(Seen(*vectors, lr, lr_0, step / problem.steps), memory) if callable(rule) else rule
             _step(theta, (g_t + decay * theta, g_d), (v_t, v_d), delta, (is_dot, is_matched, is_rate), lr)
         trace.append(delta.clone())
     return students, torch.stack([part.mean(0) for part in torch.stack(trace).tensor_split(10)])

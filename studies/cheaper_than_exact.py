@@ -64,17 +64,12 @@ def train(problem: Problem, variant: Variant, seeds: Sequence[int], students: St
     """To the end, or for the first `most` > 0 steps."""
     streams = Streams(variant, students.params, problem.student(0).feature_points[-1])
     task, distill, decay = weights(problem, variant)
-    total = problem.config.epochs * problem.per_epoch
-    batches = problem.batches(seeds, 0)
-    for step in range(most or total):
-        if step and step % problem.per_epoch == 0:
-            batches = problem.batches(seeds, step // problem.per_epoch)
-        inputs, targets, known = next(batches)
+    for step, lr, (inputs, targets, known) in problem.training(seeds, most):
         logits = students(inputs)
         a, b = at_the_logits(logits, targets, known, task, distill, problem.temperature)
         of_part = logits[:, : round(variant.part * logits.shape[1])]
-        g_sum, g_diff = streams.gradients(logits, of_part, a, b, step, step / total)
-        streams.update(g_sum, g_diff, lr=schedule.learning_rate(problem.config, step, problem.per_epoch), decay=decay)
+        g_sum, g_diff = streams.gradients(logits, of_part, a, b, step, step / problem.steps)
+        streams.update(g_sum, g_diff, lr=lr, decay=decay)
 
 
 def literal(problem: Problem, variant: Variant, seed: int, most: int) -> dict[str, Tensor]:

@@ -95,12 +95,7 @@ def train(problem: Problem, cell: str, delta: float, seeds: Sequence[int], most:
     apart = "dot" in cell
     buffers = [[torch.zeros_like(p) for p in params] for _ in range(2 if apart else 1)]
     momenta = (MU - delta, MU + delta) if apart else (MU,)
-    total = problem.config.epochs * problem.per_epoch
-    batches = problem.batches(seeds, 0)
-    for step in range(most or total):
-        if step and step % problem.per_epoch == 0:
-            batches = problem.batches(seeds, step // problem.per_epoch)
-        inputs, targets, known = next(batches)
+    for _, lr, (inputs, targets, known) in problem.training(seeds, most):
         logits = students(inputs)
         size = targets.shape[1]  # a mean over the samples of each seed, and a sum over seeds
         entropy = task * F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / size
@@ -109,7 +104,6 @@ def train(problem: Problem, cell: str, delta: float, seeds: Sequence[int], most:
         wanted = [entropy, divergence] if apart else [entropy + divergence]
         grads = [torch.autograd.grad(loss, params, retain_graph=loss is not wanted[-1]) for loss in wanted]
         with torch.no_grad():
-            lr = schedule.learning_rate(problem.config, step, problem.per_epoch)
             for position, (momentum, buffer, grad) in enumerate(zip(momenta, buffers, grads, strict=True)):
                 torch._foreach_mul_(buffer, momentum)
                 torch._foreach_add_(buffer, grad)

@@ -121,14 +121,27 @@ class Problem:
             )
             yield inputs.to(self.dtype), targets, self._known["train"][index].to(self.dtype)
 
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.config.epochs * self.per_epoch
+
+    def training(self, seeds: Sequence[int], most: int = 0) -> Iterator[tuple[int, float, tuple[Tensor, ...]]]:
+        """Every step with its learning rate and its batch, to the end or the first `most` > 0."""
+        batches = self.batches(seeds, 0)
+        for step in range(most or self.steps):
+            if step and step % self.per_epoch == 0:
+                batches = self.batches(seeds, step // self.per_epoch)
+            yield step, schedule.learning_rate(self.config, step, self.per_epoch), next(batches)
+
     def literal(
         self, optimizer_of: Callable[[Any], StreamOptimizer], task: float, distill: float, seed: int, most: int
     ) -> dict[str, Tensor]:
         """The state of one seed after `most` steps, by an optimizer of the library and a loop as anybody writes it."""
         student = self.student(seed)
         optimizer = optimizer_of(student.parameters())
-        for step, ((inputs,), (targets,), (known,)) in zip(range(most), self.batches([seed], 0), strict=False):
-            optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step, self.per_epoch)
+        for _, lr, ((inputs,), (targets,), (known,)) in self.training([seed], most):
+            optimizer.param_groups[0]["lr"] = lr
             logits = student(inputs)
             entropy = task * F.cross_entropy(logits, targets)
             divergence = distill * losses.kd(logits, known, temperature=self.temperature)
